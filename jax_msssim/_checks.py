@@ -1,0 +1,219 @@
+"""What callers may pass: shapes and types at trace time, Python numbers before compilation, never a traced value."""
+
+from typing import Any, NamedTuple, TypedDict
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jax_msssim import _pyramid
+from jax_msssim._windows import check_positive, resolve_window
+
+Array = jax.Array | np.ndarray
+
+MAX_VAL_OF_INTEGERS = {"uint8": 255.0, "uint16": 65535.0}
+PADDINGS = ("valid", "same")
+IMPLEMENTATIONS = ("stencil", "conv")
+
+
+class Options(NamedTuple):
+    """The arguments that shape the compiled program: hashable, checked, and the same for every function."""
+
+    taps: tuple[float, ...]
+    k1: float
+    k2: float
+    padding: str
+    spatial_ndim: int
+    implementation: str
+    dtype: str
+
+
+class Images(NamedTuple):
+    """What a jitted function computes with: the two images as they came and ``max_val``, one per image."""
+
+    a: Array
+    b: Array
+    max_val: Array
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch axes: ``max_val`` has one of each, if only of size 1."""
+        return self.a.shape[: self.max_val.ndim]
+
+
+class LocalOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`jax_msssim.ssim` but for ``padding``."""
+
+    max_val: ArrayLike | None
+    filter_size: int
+    filter_sigma: float
+    window: ArrayLike | None
+    k1: float
+    k2: float
+    spatial_ndim: int
+    implementation: str | None
+
+
+class SSIMOptions(LocalOptions, total=False):
+    """The keyword arguments of :func:`jax_msssim.ssim`."""
+
+    padding: str
+
+
+def prepare(
+    a: Any,
+    b: Any,
+    *,
+    max_val: ArrayLike | None = None,
+    filter_size: int = 11,
+    filter_sigma: float = 1.5,
+    window: ArrayLike | None = None,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "valid",
+    spatial_ndim: int = 2,
+    implementation: str | None = None,
+    names: tuple[str, str] = ("a", "b"),
+    scales: int = 1,
+    downsample: str = "edge",
+) -> tuple[Images, Options]:
+    """Checks what every function takes, and that the window fits at every scale."""
+    check_option("spatial_ndim", spatial_ndim, (1, 2, 3))
+    check_option("padding", padding, PADDINGS)
+    check_option("implementation", implementation, (None, *IMPLEMENTATIONS))
+    taps = resolve_window(window, filter_size, filter_sigma)
+    k1, k2 = check_positive("k1", k1), check_positive("k2", k2)
+    _check_images(names, a, b, spatial_ndim)
+    _check_size(names, a.shape[-spatial_ndim - 1 :], len(taps) if padding == "valid" else 1, scales, downsample)
+    dtype = "float64" if jnp.float64 in (_dtype(a), _dtype(b)) else "float32"
+    batch = a.shape[: -spatial_ndim - 1]
+    images = Images(a, b, _resolve_max_val(names, a, b, max_val, dtype, batch))
+    return images, Options(taps, k1, k2, padding, spatial_ndim, implementation or "stencil", dtype)
+
+
+def check_option(name: str, value, allowed) -> None:
+    """One of a few named values."""
+    if not any(value is option or (type(value) is type(option) and value == option) for option in allowed):
+        choices = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+
+
+def check_power_factors(power_factors) -> Array:
+    """The weights as an array ``[..., scales]``."""
+    if isinstance(power_factors, jax.Array):
+        weights = power_factors
+    else:
+        weights = np.asarray(power_factors, np.float64)
+        if not np.all((weights >= 0) & (weights < np.inf)):
+            raise ValueError(f"power_factors must be finite and not negative, got {power_factors!r}.")
+    if weights.ndim == 0 or weights.shape[-1] == 0:
+        raise ValueError(
+            "power_factors must hold one weight for each scale, finest first, at least one, "
+            f"got shape {list(weights.shape)}."
+        )
+    return weights
+
+
+def check_unit_interval(name: str, value) -> Array:
+    """A share between 0 and 1, as an array without axes; a traced one is not looked at."""
+    if isinstance(value, jax.Array):
+        share = value
+    else:
+        share = np.asarray(value, np.float64)
+        if not np.all((share >= 0) & (share <= 1)):
+            raise ValueError(f"{name} must be between 0 and 1, got {value!r}.")
+    if share.ndim != 0:
+        raise ValueError(f"{name} must be a single number, got shape {list(share.shape)}.")
+    return share
+
+
+def over_batch(name: str, x: Array, batch: tuple[int, ...], trailing: int = 0) -> Array:
+    """``x`` with as many leading axes as the batch, each equal to the batch's or 1."""
+    leading = x.shape[: x.ndim - trailing]
+    missing = len(batch) - len(leading)
+    if missing < 0 or any(n not in (1, m) for n, m in zip(leading, batch[missing:], strict=True)):
+        raise ValueError(f"{name} of shape {list(x.shape)} does not broadcast over a batch of shape {list(batch)}.")
+    return x.reshape((1,) * missing + x.shape)
+
+
+def _check_images(names, a, b, spatial_ndim) -> None:
+    axes = {1: "T, C", 2: "H, W, C", 3: "D, H, W, C"}[spatial_ndim]
+    for name, x in zip(names, (a, b), strict=True):
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise TypeError(f"{name} must be an array, got {type(x).__name__}. Wrap it in jnp.asarray.")
+        if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
+            raise TypeError(f"{name} must hold real numbers, floating or integer, got {x.dtype}.")
+        if x.ndim < spatial_ndim + 1:
+            raise ValueError(
+                f"{name} must have shape [..., {axes}], channels last, got {list(x.shape)}. "
+                f"Give images without a channel axis one of size 1: {name}[..., None]."
+            )
+    chex.assert_equal_shape(
+        [a, b],
+        custom_message=(
+            f"{names[0]} and {names[1]} must have the same shape, got {list(a.shape)} and {list(b.shape)}; "
+            "images are never broadcast or resized"
+        ),
+        exception_type=ValueError,
+    )
+    if 0 in a.shape[-spatial_ndim - 1 :]:
+        raise ValueError(f"{names[0]} and {names[1]} have no pixels: their shape is {list(a.shape)} ([..., {axes}]).")
+
+
+def _check_size(names, shape, needed: int, scales: int, downsample: str) -> None:
+    """A plain ValueError: it holds where chex's assertions are switched off, too."""
+    *spatial, channels = shape
+    side = _pyramid.smallest_side(needed, downsample, scales - 1)
+    if all(size >= side for size in spatial):
+        return
+    message = (
+        f"{names[0]} and {names[1]} are too small: their spatial shape is {spatial} and every side must be "
+        f"at least {side}, for {needed} pixels to be left"
+    )
+    if scales == 1:
+        message += ' for the window. Use a smaller filter_size, or padding="same".'
+    else:
+        message += (
+            f" after {scales - 1} halvings (downsample={downsample!r}). Use a smaller filter_size, or fewer scales: "
+            f"power_factors=fit_power_factors({tuple(spatial)}, filter_size={needed}, downsample={downsample!r})."
+        )
+    if spatial[0] <= 4 < channels:
+        message += (
+            f" The last axis is the channels: if these images are channels-first, as {[*spatial, channels]} suggests, "
+            f"pass jnp.moveaxis(x, {-len(shape)}, -1)."
+        )
+    raise ValueError(message)
+
+
+def _dtype(x):
+    # What JAX will compute with: float64 NumPy arrays are float64 only under jax_enable_x64.
+    return jax.dtypes.canonicalize_dtype(x.dtype)
+
+
+def _resolve_max_val(names, a, b, max_val, dtype, batch):
+    if max_val is None:
+        max_val = _default_max_val(names, a, b)
+    if isinstance(max_val, jax.Array):
+        max_val = max_val.astype(dtype)
+    else:
+        value = np.asarray(max_val)
+        if not (np.issubdtype(value.dtype, np.number) and not np.iscomplexobj(value)):
+            raise TypeError(f"max_val must be a number or an array of numbers, got {max_val!r}.")
+        if not np.all((value >= 1e-15) & (value <= 1e15)):
+            raise ValueError(f"max_val must be between 1e-15 and 1e15, got {max_val!r}.")
+        max_val = value.astype(dtype)
+    return over_batch("max_val", max_val, batch)
+
+
+def _default_max_val(names, a, b) -> float:
+    kinds = [jnp.issubdtype(x.dtype, jnp.floating) for x in (a, b)]
+    if all(kinds):
+        return 1.0
+    if a.dtype == b.dtype and str(a.dtype) in MAX_VAL_OF_INTEGERS:
+        return MAX_VAL_OF_INTEGERS[str(a.dtype)]
+    raise ValueError(
+        f"max_val must be given for {names[0]} of type {a.dtype} and {names[1]} of type {b.dtype}: the largest value "
+        "a pixel can have. It is known without asking for two floating images (1.0), uint8 (255) and uint16 (65535)."
+    )

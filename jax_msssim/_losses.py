@@ -1,0 +1,221 @@
+"""Losses in Optax's convention: ``(predictions, targets, *, ...)``, one value per image, never reduced."""
+
+import functools
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jax_msssim._checks import Images, LocalOptions, Options, SSIMOptions, check_unit_interval, prepare
+from jax_msssim._ms_ssim import MSSSIMOptions, log_ms_ssim, one_minus_ms_ssim, prepare_ms_ssim
+from jax_msssim._ssim import mean_dissimilarity
+
+_NAMES = ("predictions", "targets")
+
+
+def ssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Array:
+    """``1 - SSIM``, from 0 for equal images to 2.
+
+    It is computed without subtracting from 1, so small losses and their gradients are accurate.
+
+    Args:
+      predictions: images of shape ``[..., H, W, C]``, as for :func:`ssim`.
+      targets: images of the same shape.
+      **options: the keyword arguments of :func:`ssim`.
+
+    Returns:
+      One loss per image, shape ``[...]``. Reduce it as the training needs: ``ssim_loss(p, t).mean()``.
+
+    Raises:
+      TypeError, ValueError: as for :func:`ssim`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 2 * 32 * 32).reshape(2, 32, 32, 1)
+      >>> ssim_loss(0.9 * targets, targets).round(4)
+      Array([0.0094, 0.0056], dtype=float32)
+
+    References:
+      Zhao et al., `Loss functions for image restoration with neural networks
+      <https://arxiv.org/abs/1511.08861>`_, 2017, equation 7.
+    """
+    return _ssim_loss(*prepare(predictions, targets, names=_NAMES, **options))
+
+
+def dssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Array:
+    """D-SSIM, the structural dissimilarity ``(1 - SSIM) / 2``, from 0 for equal images to 1.
+
+    Args:
+      predictions: images of shape ``[..., H, W, C]``, as for :func:`ssim`.
+      targets: images of the same shape.
+      **options: the keyword arguments of :func:`ssim`.
+
+    Returns:
+      One loss per image, shape ``[...]``.
+
+    Raises:
+      TypeError, ValueError: as for :func:`ssim`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 2 * 32 * 32).reshape(2, 32, 32, 1)
+      >>> dssim_loss(0.9 * targets, targets).round(4)
+      Array([0.0047, 0.0028], dtype=float32)
+
+    References:
+      Baker et al., `A large-scale comparison of data sets with DSSIM <https://arxiv.org/abs/2202.02616>`_, 2022.
+    """
+    return _dssim_loss(*prepare(predictions, targets, names=_NAMES, **options))
+
+
+def ms_ssim_loss(
+    predictions: ArrayLike, targets: ArrayLike, *, negative: str = "soft", **options: Unpack[MSSSIMOptions]
+) -> jax.Array:
+    """``1 - MS-SSIM``, from 0 for equal images to 1.
+
+    Where images are unlike (a mean below 0.01), MS-SSIM itself is 0 with no gradient, or has an infinite
+    one. ``negative="soft"`` is the same function wherever every mean is above 0.01 and leads back from there.
+
+    Args:
+      predictions: images of shape ``[..., H, W, C]``, as for :func:`ms_ssim`.
+      targets: images of the same shape.
+      negative: ``"soft"``, ``"shift"`` or ``"relu"``, as for :func:`ms_ssim`.
+      **options: the other keyword arguments of :func:`ms_ssim`.
+
+    Returns:
+      One loss per image, shape ``[...]``.
+
+    Raises:
+      TypeError, ValueError: as for :func:`ms_ssim`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 176 * 176).reshape(176, 176, 1)
+      >>> ms_ssim_loss(0.9 * targets, targets).round(5)
+      Array(0.00124, dtype=float32)
+      >>> gradient = jax.grad(ms_ssim_loss)(1 - targets, targets)
+      >>> bool(jnp.isfinite(gradient).all() & (gradient != 0).any())
+      True
+
+    References:
+      Zhao et al., `Loss functions for image restoration with neural networks
+      <https://arxiv.org/abs/1511.08861>`_, 2017, equation 11.
+    """
+    return _ms_ssim_loss(*prepare_ms_ssim(predictions, targets, names=_NAMES, negative=negative, **options))
+
+
+def log_ms_ssim_loss(
+    predictions: ArrayLike, targets: ArrayLike, *, negative: str = "soft", **options: Unpack[MSSSIMOptions]
+) -> jax.Array:
+    """``-log MS-SSIM``, from 0 for equal images, unbounded but finite.
+
+    Its gradient does not fade where images are far apart, as that of ``1 - MS-SSIM`` does.
+
+    Args:
+      predictions: images of shape ``[..., H, W, C]``, as for :func:`ms_ssim`.
+      targets: images of the same shape.
+      negative: ``"soft"`` or ``"shift"``, as for :func:`ms_ssim`. ``"relu"`` would make it infinite.
+      **options: the other keyword arguments of :func:`ms_ssim`.
+
+    Returns:
+      One loss per image, shape ``[...]``.
+
+    Raises:
+      TypeError: as for :func:`ms_ssim`.
+      ValueError: as for :func:`ms_ssim`, and for ``negative="relu"``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 176 * 176).reshape(176, 176, 1)
+      >>> log_ms_ssim_loss(0.9 * targets, targets).round(5)
+      Array(0.00124, dtype=float32)
+
+    References:
+      Wang, Simoncelli and Bovik, `Multiscale structural similarity for image quality assessment
+      <https://doi.org/10.1109/ACSSC.2003.1292216>`_, 2003, equation 7 (its logarithm).
+    """
+    if negative == "relu":
+        raise ValueError(
+            'negative="relu" makes MS-SSIM 0 for unlike images and its logarithm infinite: '
+            'use "soft" (the default) or "shift".'
+        )
+    return _log_ms_ssim_loss(*prepare_ms_ssim(predictions, targets, names=_NAMES, negative=negative, **options))
+
+
+def ssim_l1_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weight: ArrayLike = 0.2,
+    padding: str = "same",
+    **options: Unpack[LocalOptions],
+) -> jax.Array:
+    """``(1 - weight) L1 + weight (1 - SSIM)``, the loss of 3D Gaussian Splatting.
+
+    L1 is the mean of ``|predictions - targets| / max_val``.
+
+    Args:
+      predictions: images of shape ``[..., H, W, C]``, as for :func:`ssim`.
+      targets: images of the same shape.
+      weight: the share of SSIM, between 0 and 1; a number, or a traced scalar.
+      padding: as for :func:`ssim`. That program surrounds images with zeros, hence ``"same"``.
+      **options: the other keyword arguments of :func:`ssim`.
+
+    Returns:
+      One loss per image, shape ``[...]``.
+
+    Raises:
+      TypeError: as for :func:`ssim`.
+      ValueError: as for :func:`ssim`, and for a weight outside [0, 1].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 32 * 32 * 3).reshape(32, 32, 3)
+      >>> ssim_l1_loss(0.9 * targets, targets).round(4)
+      Array(0.0412, dtype=float32)
+
+    References:
+      Kerbl et al., `3D Gaussian splatting for real-time radiance field rendering
+      <https://arxiv.org/abs/2308.04079>`_, 2023, equation 7.
+    """
+    weight = check_unit_interval("weight", weight)
+    images, static = prepare(predictions, targets, names=_NAMES, padding=padding, **options)
+    return _ssim_l1_loss(images, weight.astype(static.dtype), static)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _ssim_loss(images: Images, options: Options):
+    return mean_dissimilarity(images, options)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _dssim_loss(images: Images, options: Options):
+    return mean_dissimilarity(images, options) / 2
+
+
+@functools.partial(jax.jit, static_argnames=("options", "pyramid"))
+def _ms_ssim_loss(images, power_factors, options, pyramid):
+    return one_minus_ms_ssim(images, power_factors, options, pyramid)
+
+
+@functools.partial(jax.jit, static_argnames=("options", "pyramid"))
+def _log_ms_ssim_loss(images, power_factors, options, pyramid):
+    logs = log_ms_ssim(images, power_factors, options, pyramid)
+    # -log(mean(exp(logs))), accurate both where it is near 0 and where exp underflows.
+    largest = jax.lax.stop_gradient(logs.max(-1, keepdims=True))
+    return -(largest[..., 0] + jnp.log1p(jnp.expm1(logs - largest).mean(-1)))
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _ssim_l1_loss(images: Images, weight, options: Options):
+    return (1 - weight) * mean_l1(images, options) + weight * mean_dissimilarity(images, options)
+
+
+def mean_l1(images: Images, options: Options) -> jax.Array:
+    """The mean of ``|a - b| / max_val`` per image."""
+    a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
+    difference = jnp.abs(a - b)
+    for _ in range(options.spatial_ndim + 1):  # axis by axis: one long float32 sum would lose digits
+        difference = difference.mean(len(images.batch))
+    return difference / images.max_val

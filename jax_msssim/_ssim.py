@@ -1,0 +1,164 @@
+"""SSIM: the mean over all windows of luminance times contrast-structure."""
+
+import functools
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jax_msssim import _checks, _conv, _pyramid, _stencil
+from jax_msssim._checks import Images, Options, SSIMOptions
+
+LOCAL = {"stencil": _stencil, "conv": _conv}
+
+
+def ssim(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    max_val: ArrayLike | None = None,
+    filter_size: int = 11,
+    filter_sigma: float = 1.5,
+    window: ArrayLike | None = None,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "valid",
+    spatial_ndim: int = 2,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""Structural similarity of pairs of images.
+
+    The mean over positions and channels of
+
+    .. math::
+      \mathrm{SSIM} = l \cdot cs, \qquad
+      l = \frac{2 \mu_a \mu_b + C_1}{\mu_a^2 + \mu_b^2 + C_1}, \qquad
+      cs = \frac{2 \sigma_{ab} + C_2}{\sigma_a^2 + \sigma_b^2 + C_2}
+
+    with Gaussian-weighted local means, variances and covariance (of the population),
+    :math:`C_1 = (k_1 L)^2`, :math:`C_2 = (k_2 L)^2` and :math:`L` = ``max_val``. It is 1 for
+    identical images and never above, symmetric in ``a`` and ``b``, and differentiable in both,
+    also where they are flat or equal.
+
+    Args:
+      a, b: images of one shape ``[..., H, W, C]``: channels last, any leading batch axes
+        (``[..., T, C]`` and ``[..., D, H, W, C]`` with ``spatial_ndim`` 1 and 3). Grey images have a
+        channel axis of size 1. Any floating or integer type; pixels may lie outside ``[0, max_val]``.
+      max_val: the largest value a pixel can have, :math:`L`. By default 1.0 for floating images, 255
+        for uint8, 65535 for uint16; other types must say. A number, or an array over the batch, which
+        may be traced, mapped and differentiated.
+      filter_size: taps of the Gaussian window along each axis, odd.
+      filter_sigma: its standard deviation, in pixels.
+      window: taps of another window, used along each axis, in place of ``filter_size`` and
+        ``filter_sigma``: an odd number of them, not negative, summing to 1.
+      k1, k2: the constants of the definition, above 0; plain Python numbers.
+      padding: ``"valid"`` uses the positions where the window lies inside the image, as the papers do;
+        ``"same"`` uses every pixel, with zeros around the image.
+      spatial_ndim: number of spatial axes: 1, 2 or 3.
+      implementation: ``"stencil"`` (centred moments from shifted slices: the fast and accurate one) or
+        ``"conv"`` (``lax.conv_general_dilated``). By default the one measured to be best.
+
+    Returns:
+      One value per image, shape ``[...]``: float64 if an image is, else float32.
+
+    Raises:
+      TypeError: an image is not an array of real numbers, or a Python argument is traced.
+      ValueError: shapes differ, the channel axis is missing, the window does not fit into the image,
+        ``max_val`` is needed, or an option is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> a = jnp.linspace(0, 1, 2 * 32 * 32 * 3).reshape(2, 32, 32, 3)
+      >>> ssim(a, a)
+      Array([1., 1.], dtype=float32)
+      >>> ssim(a, 0.9 * a).round(4)
+      Array([0.9906, 0.9944], dtype=float32)
+
+    References:
+      Wang et al., `Image quality assessment: from error visibility to structural similarity
+      <https://doi.org/10.1109/TIP.2003.819861>`_, 2004, equation 13.
+    """
+    images, options = _checks.prepare(
+        a,
+        b,
+        max_val=max_val,
+        filter_size=filter_size,
+        filter_sigma=filter_sigma,
+        window=window,
+        k1=k1,
+        k2=k2,
+        padding=padding,
+        spatial_ndim=spatial_ndim,
+        implementation=implementation,
+    )
+    return _ssim(images, options)
+
+
+def ssim_map(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Array:
+    """Structural similarity at every position, the map whose mean is :func:`ssim`.
+
+    Args:
+      a, b: images of one shape ``[..., H, W, C]``, as for :func:`ssim`.
+      **options: the keyword arguments of :func:`ssim`. With ``padding="valid"`` the map is
+        ``filter_size - 1`` smaller than the image along each axis; with ``"same"`` it is as large.
+
+    Returns:
+      The map, ``[..., H', W', C]``, one value per position and channel, in float32 or float64 as
+      :func:`ssim`. With ``"valid"`` padding, position ``i`` is the window that begins at pixel ``i``.
+
+    Raises:
+      TypeError, ValueError: as for :func:`ssim`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> a = jnp.zeros((32, 32, 1)).at[16, 16].set(1.0)
+      >>> similarity = ssim_map(a, jnp.zeros_like(a))
+      >>> similarity.shape
+      (22, 22, 1)
+      >>> float(similarity.min().round(3)), float(similarity.max())  # far from the odd pixel all is equal
+      (0.013, 1.0)
+
+    References:
+      Wang et al., `Image quality assessment: from error visibility to structural similarity
+      <https://doi.org/10.1109/TIP.2003.819861>`_, 2004, section III-C.
+    """
+    return _map(*_checks.prepare(a, b, **options))
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _ssim(images: Images, options: Options) -> jax.Array:
+    return 1 - mean_dissimilarity(images, options)
+
+
+def mean_dissimilarity(images: Images, options: Options) -> jax.Array:
+    """``1 - SSIM`` per image, without the subtraction: accurate however close the images are."""
+    with jax.named_scope("jax_msssim.ssim"):
+        scale, c1, c2 = first_scale(images, options)
+        local = LOCAL[options.implementation]
+        (means,) = local.term_means(("similarity",), padded(scale, options), c1, c2, options.taps, options.spatial_ndim)
+        return means.mean(-1)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _map(images: Images, options: Options) -> jax.Array:
+    with jax.named_scope("jax_msssim.ssim_map"):
+        scale, c1, c2 = first_scale(images, options)
+        local = LOCAL[options.implementation]
+        return 1 - local.term_map("similarity", padded(scale, options), c1, c2, options.taps, options.spatial_ndim)
+
+
+def first_scale(images: Images, options: Options):
+    """The images in the type of the arithmetic, and C1 and C2, one per image, of the images' rank."""
+    a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
+    max_val = images.max_val.reshape(*images.max_val.shape, *(1,) * (options.spatial_ndim + 1))
+    # The constants keep 0/0 away, so they must not underflow themselves.
+    c1, c2 = (jnp.maximum((k * max_val) ** 2, jnp.finfo(options.dtype).tiny) for k in (options.k1, options.k2))
+    return _pyramid.first_scale(a, b, options.spatial_ndim), c1, c2
+
+
+def padded(scale: _pyramid.Scale, options: Options) -> _pyramid.Scale:
+    """The scale as the window shall see it."""
+    if options.padding == "valid":
+        return scale
+    return _pyramid.pad_with_zeros(scale, options.taps, options.spatial_ndim)
