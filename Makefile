@@ -3,32 +3,46 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help test demo lint clean
+ifneq (,$(shell command -v uv))
+MAKE_VENV = uv venv --quiet --python $(PYTHON) $(VENV)
+INSTALL = VIRTUAL_ENV=$(VENV) uv pip install --quiet
+else
+# Dependency groups need a pip newer than Python 3.11 brings.
+MAKE_VENV = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+INSTALL = $(BIN)/python -m pip install --quiet
+endif
+
+.PHONY: help test doctest demo lint clean
 
 help:
-	@echo "make test   run the test suite"
-	@echo "make demo   train a small denoiser on MS-SSIM and show what it restores"
-	@echo "make lint   ruff and pyright"
-	@echo "make clean  remove the environment"
+	@echo "make test     run the test suite (ARGS= for pytest)"
+	@echo "make doctest  run the examples in the docstrings"
+	@echo "make demo     train a small denoiser on MS-SSIM and show what it restores"
+	@echo "make lint     ruff and pyright"
+	@echo "make clean    remove the environment"
 
-test: $(VENV)/test
+test: $(VENV)/test.installed
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-demo: $(VENV)/demo
+doctest: $(VENV)/test.installed
+	$(BIN)/python -m pytest --doctest-modules jax_msssim
+
+demo: $(VENV)/demo.installed
 	$(BIN)/python notebooks/demo.py
 
-lint: $(VENV)/test $(VENV)/lint
+lint: $(VENV)/test.installed $(VENV)/lint.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# One marker file for each dependency group installed into the environment.
-$(VENV)/%: pyproject.toml | $(BIN)/python
-	PYTHON=$(BIN)/python ./install.sh $*
+# The package in editable form and one dependency group; made anew when pyproject.toml changes.
+$(VENV)/%.installed: pyproject.toml | $(BIN)/python
+	@echo "Installing jax_msssim and its group '$*' into $(VENV)"
+	@$(INSTALL) --editable . --group $*
 	@touch $@
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV) $(if $(shell command -v uv),--without-pip)
+	@$(MAKE_VENV)
 
 clean:
 	rm -rf $(VENV)

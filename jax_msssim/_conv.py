@@ -9,9 +9,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jax_msssim._pyramid import Scale
+from jax_msssim._pyramid import Scale, spatial_axes
 from jax_msssim._terms import Moments, dissimilarity
 
 
@@ -24,6 +25,14 @@ def term_means(terms, scale: Scale, c1, c2, taps, spatial_ndim) -> tuple[jax.Arr
     """The mean over positions of each term's dissimilarity, ``[..., C]``."""
     moments = _moments(scale, taps, spatial_ndim)
     return tuple(_mean_positions(dissimilarity(term, moments, c1, c2), spatial_ndim) for term in terms)
+
+
+def halve(x, shift, spatial_ndim: int) -> jax.Array:
+    """The mean of 2x2 pixels of ``x - shift``, whose sides are even, by ``lax.reduce_window``."""
+    axes = spatial_axes(x, spatial_ndim)
+    window = tuple(2 if axis in axes else 1 for axis in range(x.ndim))
+    zero = np.zeros((), x.dtype)  # a concrete one, by which lax knows a sum, which it can differentiate
+    return lax.reduce_window(x - shift, zero, lax.add, window, window, "VALID") / 2**spatial_ndim
 
 
 def _moments(scale: Scale, taps, spatial_ndim) -> Moments:

@@ -33,12 +33,12 @@ def ssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSIM
     Examples:
       >>> import jax.numpy as jnp
       >>> targets = jnp.linspace(0, 1, 2 * 32 * 32).reshape(2, 32, 32, 1)
-      >>> ssim_loss(0.9 * targets, targets).round(4)
-      Array([0.0094, 0.0056], dtype=float32)
+      >>> [f"{loss:.4f}" for loss in ssim_loss(0.9 * targets, targets)]
+      ['0.0084', '0.0084']
 
     References:
       Zhao et al., `Loss functions for image restoration with neural networks
-      <https://arxiv.org/abs/1511.08861>`_, 2017, equation 7.
+      <https://arxiv.org/abs/1511.08861>`_, 2017, section III-B.
     """
     return _ssim_loss(*prepare(predictions, targets, names=_NAMES, **options))
 
@@ -60,11 +60,12 @@ def dssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSI
     Examples:
       >>> import jax.numpy as jnp
       >>> targets = jnp.linspace(0, 1, 2 * 32 * 32).reshape(2, 32, 32, 1)
-      >>> dssim_loss(0.9 * targets, targets).round(4)
-      Array([0.0047, 0.0028], dtype=float32)
+      >>> [f"{loss:.4f}" for loss in dssim_loss(0.9 * targets, targets)]
+      ['0.0042', '0.0042']
 
     References:
-      Baker et al., `A large-scale comparison of data sets with DSSIM <https://arxiv.org/abs/2202.02616>`_, 2022.
+      Godard et al., `Unsupervised monocular depth estimation with left-right consistency
+      <https://arxiv.org/abs/1609.03677>`_, 2017, equation 2.
     """
     return _dssim_loss(*prepare(predictions, targets, names=_NAMES, **options))
 
@@ -92,15 +93,15 @@ def ms_ssim_loss(
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> targets = jnp.linspace(0, 1, 176 * 176).reshape(176, 176, 1)
-      >>> ms_ssim_loss(0.9 * targets, targets).round(5)
-      Array(0.00124, dtype=float32)
+      >>> f"{ms_ssim_loss(0.9 * targets, targets):.6f}"
+      '0.004405'
       >>> gradient = jax.grad(ms_ssim_loss)(1 - targets, targets)
       >>> bool(jnp.isfinite(gradient).all() & (gradient != 0).any())
       True
 
     References:
       Zhao et al., `Loss functions for image restoration with neural networks
-      <https://arxiv.org/abs/1511.08861>`_, 2017, equation 11.
+      <https://arxiv.org/abs/1511.08861>`_, 2017, section III-C.
     """
     return _ms_ssim_loss(*prepare_ms_ssim(predictions, targets, names=_NAMES, negative=negative, **options))
 
@@ -128,8 +129,8 @@ def log_ms_ssim_loss(
     Examples:
       >>> import jax.numpy as jnp
       >>> targets = jnp.linspace(0, 1, 176 * 176).reshape(176, 176, 1)
-      >>> log_ms_ssim_loss(0.9 * targets, targets).round(5)
-      Array(0.00124, dtype=float32)
+      >>> f"{log_ms_ssim_loss(0.9 * targets, targets):.6f}"
+      '0.004415'
 
     References:
       Wang, Simoncelli and Bovik, `Multiscale structural similarity for image quality assessment
@@ -172,8 +173,8 @@ def ssim_l1_loss(
     Examples:
       >>> import jax.numpy as jnp
       >>> targets = jnp.linspace(0, 1, 32 * 32 * 3).reshape(32, 32, 3)
-      >>> ssim_l1_loss(0.9 * targets, targets).round(4)
-      Array(0.0412, dtype=float32)
+      >>> f"{ssim_l1_loss(0.9 * targets, targets):.4f}"
+      '0.0420'
 
     References:
       Kerbl et al., `3D Gaussian splatting for real-time radiance field rendering

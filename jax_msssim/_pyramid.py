@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 DOWNSAMPLE_RULES = ("edge", "floor")
@@ -31,9 +30,10 @@ def first_scale(a: jax.Array, b: jax.Array, spatial_ndim: int) -> Scale:
     return Scale(a, b, means, means)
 
 
-def next_scale(scale: Scale, rule: str, spatial_ndim: int, pool) -> Scale:
+def next_scale(scale: Scale, rule: str, spatial_ndim: int, halve) -> Scale:
     """Half the size along each spatial axis: the mean of 2x2 pixels, of the centred images."""
-    a, b = (pool(x - shift, rule, spatial_ndim) for x, shift in zip((scale.a, scale.b), scale.shift, strict=True))
+    images = ((scale.a, scale.shift[0]), (scale.b, scale.shift[1]))
+    a, b = (halve(evened(x, rule, spatial_ndim), shift, spatial_ndim) for x, shift in images)
     zeros = (jnp.zeros_like(scale.shift[0]), jnp.zeros_like(scale.shift[1]))
     return Scale(a, b, zeros, scale.brightness)
 
@@ -44,7 +44,7 @@ def pad_with_zeros(scale: Scale, taps: tuple[float, ...], spatial_ndim: int) -> 
     spatial = (before, len(taps) - 1 - before)
 
     def pad(x, shift, brightness):
-        axes = _spatial_axes(x, spatial_ndim)
+        axes = spatial_axes(x, spatial_ndim)
         margins = [spatial if axis in axes else (0, 0) for axis in range(x.ndim)]
         inside = jnp.pad(jnp.ones([x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)], bool), margins)
         # A pixel of value 0 is 0 - brightness + shift in the coordinates of this scale.
@@ -66,43 +66,23 @@ def smallest_side(size: int, rule: str, times: int) -> int:
     return (size - 1) * 2**times + 1 if rule == "edge" else size * 2**times
 
 
-def pool_by_slices(x: jax.Array, rule: str, spatial_ndim: int) -> jax.Array:
-    """2x2 mean, one axis after another, as sums of slices. XLA's CPU backend vectorises it, unlike reduce_window."""
-    for axis in _spatial_axes(x, spatial_ndim):
-        x = _even(x, axis, rule)
-        pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
-        x = 0.5 * (
-            lax.index_in_dim(pairs, 0, axis + 1, keepdims=False) + lax.index_in_dim(pairs, 1, axis + 1, keepdims=False)
-        )
+def evened(x: jax.Array, rule: str, spatial_ndim: int) -> jax.Array:
+    """``x`` with an even number of pixels along each axis: an odd one's last line once more, or left out."""
+    for axis in spatial_axes(x, spatial_ndim):
+        size = x.shape[axis]
+        if size % 2 == 1:
+            last = lax.slice_in_dim(x, size - 1, size, axis=axis)
+            x = jnp.concatenate([x, last], axis) if rule == "edge" else lax.slice_in_dim(x, 0, size - 1, axis=axis)
     return x
 
 
-def pool_by_reduce_window(x: jax.Array, rule: str, spatial_ndim: int) -> jax.Array:
-    """2x2 mean with ``lax.reduce_window``."""
-    axes = _spatial_axes(x, spatial_ndim)
-    for axis in axes:
-        x = _even(x, axis, rule)
-    window = tuple(2 if axis in axes else 1 for axis in range(x.ndim))
-    zero = np.zeros((), x.dtype)  # a concrete one, by which lax knows a differentiable sum
-    return lax.reduce_window(x, zero, lax.add, window, window, "VALID") / 2**spatial_ndim
-
-
-def _spatial_axes(x, spatial_ndim):
+def spatial_axes(x: jax.Array, spatial_ndim: int) -> range:
+    """The axes of an image that are halved and filtered."""
     return range(x.ndim - 1 - spatial_ndim, x.ndim - 1)
-
-
-def _even(x, axis, rule):
-    """``x`` with an even number of pixels along the axis: the last one once more, or left out."""
-    size = x.shape[axis]
-    if size % 2 == 0:
-        return x
-    if rule == "floor":
-        return lax.slice_in_dim(x, 0, size - 1, axis=axis)
-    return jnp.concatenate([x, lax.slice_in_dim(x, size - 1, size, axis=axis)], axis=axis)
 
 
 def _channel_means(x, spatial_ndim):
     # Any number near the mean serves, as it is added back exactly: its rounding does not matter.
-    for axis in _spatial_axes(x, spatial_ndim):
+    for axis in spatial_axes(x, spatial_ndim):
         x = x.mean(axis, keepdims=True)
     return lax.stop_gradient(x)

@@ -1,0 +1,17 @@
+"""Every Python block of the README runs, in one namespace, from top to bottom."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_blocks(capsys):
+    assert len(BLOCKS) >= 3
+    namespace = {}
+    for block in BLOCKS:
+        exec(compile(block, str(README), "exec"), namespace)  # a failure names the line of its block
+    printed = capsys.readouterr().out.splitlines()
+    assert "(4, 182, 246, 3)" in printed
+    assert "nan" not in "".join(printed)
