@@ -168,9 +168,10 @@ def _check_size(names, shape, needed: int, scales: int, downsample: str) -> None
     side = _pyramid.smallest_side(needed, downsample, scales - 1)
     if all(size >= side for size in spatial):
         return
+    axes = {1: "T, C", 2: "H, W, C", 3: "D, H, W, C"}[len(spatial)]
     message = (
-        f"{names[0]} and {names[1]} are too small: their spatial shape is {spatial} and every side must be "
-        f"at least {side}, for {needed} pixels to be left"
+        f"{names[0]} and {names[1]} are too small: their last axes are {list(shape)} ([..., {axes}]) and every side "
+        f"must be at least {side}, for {needed} pixels to be left"
     )
     if scales == 1:
         message += ' for the window. Use a smaller filter_size, or padding="same".'
@@ -181,7 +182,7 @@ def _check_size(names, shape, needed: int, scales: int, downsample: str) -> None
         )
     if spatial[0] <= 4 < channels:
         message += (
-            f" The last axis is the channels: if these images are channels-first, as {[*spatial, channels]} suggests, "
+            f" The last axis is the channels: if these images are channels-first, as {list(shape)} suggests, "
             f"pass jnp.moveaxis(x, {-len(shape)}, -1)."
         )
     raise ValueError(message)
