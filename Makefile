@@ -12,23 +12,31 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --
 INSTALL = $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: help test doctest demo lint clean
+.PHONY: help test test-slow doctest demo conventions lint clean
 
 help:
 	@echo "make test     run the test suite (ARGS= for pytest)"
+	@echo "make test-slow  run its slow part, left out above"
 	@echo "make doctest  run the examples in the docstrings"
 	@echo "make demo     train a small denoiser on MS-SSIM and show what it restores"
+	@echo "make conventions  compare with other programs, and write the table of docs/conventions.md"
 	@echo "make lint     ruff and pyright"
 	@echo "make clean    remove the environment"
 
 test: $(VENV)/test.installed
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/test.installed
+	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 doctest: $(VENV)/test.installed
 	$(BIN)/python -m pytest --doctest-modules jax_msssim
 
 demo: $(VENV)/demo.installed
 	$(BIN)/python notebooks/demo.py
+
+conventions: $(VENV)/test.installed $(VENV)/peers.installed
+	$(BIN)/python docs/make_conventions.py
 
 lint: $(VENV)/test.installed $(VENV)/lint.installed
 	$(BIN)/ruff check .

@@ -6,8 +6,10 @@ differentiable, and returns one value per image, ``[...]``.
 
 from importlib.metadata import version as _version
 
+from jax_msssim import conventions as conventions
 from jax_msssim._losses import dssim_loss as dssim_loss
 from jax_msssim._losses import log_ms_ssim_loss as log_ms_ssim_loss
+from jax_msssim._losses import ms_ssim_l1_loss as ms_ssim_l1_loss
 from jax_msssim._losses import ms_ssim_loss as ms_ssim_loss
 from jax_msssim._losses import ssim_l1_loss as ssim_l1_loss
 from jax_msssim._losses import ssim_loss as ssim_loss
@@ -25,12 +27,14 @@ from jax_msssim._windows import uniform_window as uniform_window
 __all__ = [
     "WANG2003",
     "MSSSIMTerms",
+    "conventions",
     "dssim_loss",
     "fit_power_factors",
     "gaussian_window",
     "log_ms_ssim_loss",
     "ms_ssim",
     "ms_ssim_db",
+    "ms_ssim_l1_loss",
     "ms_ssim_loss",
     "ms_ssim_terms",
     "ssim",

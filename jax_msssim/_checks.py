@@ -1,5 +1,6 @@
 """What callers may pass: shapes and types at trace time, Python numbers before compilation, never a traced value."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import chex
@@ -9,33 +10,33 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jax_msssim import _pyramid
-from jax_msssim._windows import check_positive, resolve_window
+from jax_msssim._windows import Window, check_positive, resolve_window
 
 Array = jax.Array | np.ndarray
 
 MAX_VAL_OF_INTEGERS = {"uint8": 255.0, "uint16": 65535.0}
-PADDINGS = ("valid", "same")
 IMPLEMENTATIONS = ("stencil", "conv")
+AXES = {1: "T, C", 2: "H, W, C", 3: "D, H, W, C"}
 
 
 class Options(NamedTuple):
     """The arguments that shape the compiled program: hashable, checked, and the same for every function."""
 
-    taps: tuple[float, ...]
+    window: Window
     k1: float
     k2: float
-    padding: str
-    spatial_ndim: int
+    padding: tuple[str, str]
     implementation: str
     dtype: str
 
 
 class Images(NamedTuple):
-    """What a jitted function computes with: the two images as they came and ``max_val``, one per image."""
+    """What a jitted function computes with: the two images as they came, ``max_val``, one per image, and a mask."""
 
     a: Array
     b: Array
     max_val: Array
+    where: Array | None
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -52,6 +53,9 @@ class LocalOptions(TypedDict, total=False):
     window: ArrayLike | None
     k1: float
     k2: float
+    covariance: str
+    where: ArrayLike | None
+    min_coverage: float
     spatial_ndim: int
     implementation: str | None
 
@@ -60,6 +64,16 @@ class SSIMOptions(LocalOptions, total=False):
     """The keyword arguments of :func:`jax_msssim.ssim`."""
 
     padding: str
+
+
+class PyramidOptions(LocalOptions, total=False):
+    """The keyword arguments of :func:`jax_msssim.ms_ssim` but for ``negative``."""
+
+    padding: str | tuple[str, str]
+    power_factors: ArrayLike | Sequence[float]
+    downsample: str
+    luminance: str
+    channel_mean: str
 
 
 def prepare(
@@ -72,25 +86,35 @@ def prepare(
     window: ArrayLike | None = None,
     k1: float = 0.01,
     k2: float = 0.03,
-    padding: str = "valid",
+    padding: str | tuple[str, str] = "valid",
+    covariance: str = "population",
+    where: Any = None,
+    min_coverage: float = 1.0,
     spatial_ndim: int = 2,
     implementation: str | None = None,
     names: tuple[str, str] = ("a", "b"),
     scales: int = 1,
     downsample: str = "edge",
+    padding_pair: bool = False,
 ) -> tuple[Images, Options]:
     """Checks what every function takes, and that the window fits at every scale."""
     check_option("spatial_ndim", spatial_ndim, (1, 2, 3))
-    check_option("padding", padding, PADDINGS)
     check_option("implementation", implementation, (None, *IMPLEMENTATIONS))
-    taps = resolve_window(window, filter_size, filter_sigma)
+    check_option("covariance", covariance, ("population", "sample"))
     k1, k2 = check_positive("k1", k1), check_positive("k2", k2)
+    taps = resolve_window(window, filter_size, filter_sigma)
+    covariance_scale = _covariance_scale(covariance, len(taps) ** spatial_ndim)
+    statistics = Window(taps, spatial_ndim, covariance_scale, _check_coverage(min_coverage))
+    paddings = _check_padding(padding, padding_pair)
     _check_images(names, a, b, spatial_ndim)
-    _check_size(names, a.shape[-spatial_ndim - 1 :], len(taps) if padding == "valid" else 1, scales, downsample)
+    if where is not None:
+        _check_where(where, a.shape, paddings, downsample, scales)
+    for mode in paddings:
+        _check_size(names, a.shape[-spatial_ndim - 1 :], mode, len(taps), scales, downsample)
     dtype = "float64" if jnp.float64 in (_dtype(a), _dtype(b)) else "float32"
     batch = a.shape[: -spatial_ndim - 1]
-    images = Images(a, b, _resolve_max_val(names, a, b, max_val, dtype, batch))
-    return images, Options(taps, k1, k2, padding, spatial_ndim, implementation or "stencil", dtype)
+    images = Images(a, b, _resolve_max_val(names, a, b, max_val, dtype, batch), where)
+    return images, Options(statistics, k1, k2, paddings, implementation or "stencil", dtype)
 
 
 def check_option(name: str, value, allowed) -> None:
@@ -139,7 +163,7 @@ def over_batch(name: str, x: Array, batch: tuple[int, ...], trailing: int = 0) -
 
 
 def _check_images(names, a, b, spatial_ndim) -> None:
-    axes = {1: "T, C", 2: "H, W, C", 3: "D, H, W, C"}[spatial_ndim]
+    axes = AXES[spatial_ndim]
     for name, x in zip(names, (a, b), strict=True):
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
             raise TypeError(f"{name} must be an array, got {type(x).__name__}. Wrap it in jnp.asarray.")
@@ -162,23 +186,23 @@ def _check_images(names, a, b, spatial_ndim) -> None:
         raise ValueError(f"{names[0]} and {names[1]} have no pixels: their shape is {list(a.shape)} ([..., {axes}]).")
 
 
-def _check_size(names, shape, needed: int, scales: int, downsample: str) -> None:
+def _check_size(names, shape, padding: str, taps: int, scales: int, downsample: str) -> None:
     """A plain ValueError: it holds where chex's assertions are switched off, too."""
     *spatial, channels = shape
+    needed = {"valid": taps, "same": 1, "reflect": taps // 2 + 1, "symmetric": max(taps // 2, 1)}[padding]
     side = _pyramid.smallest_side(needed, downsample, scales - 1)
     if all(size >= side for size in spatial):
         return
-    axes = {1: "T, C", 2: "H, W, C", 3: "D, H, W, C"}[len(spatial)]
     message = (
-        f"{names[0]} and {names[1]} are too small: their last axes are {list(shape)} ([..., {axes}]) and every side "
-        f"must be at least {side}, for {needed} pixels to be left"
+        f"{names[0]} and {names[1]} are too small: their last axes are {list(shape)} ([..., {AXES[len(spatial)]}]) "
+        f"and every side must be at least {side}, for {needed} pixels to be left"
     )
     if scales == 1:
-        message += ' for the window. Use a smaller filter_size, or padding="same".'
+        message += f' for the {taps}-tap window. Use a smaller filter_size, or padding="same".'
     else:
         message += (
             f" after {scales - 1} halvings (downsample={downsample!r}). Use a smaller filter_size, or fewer scales: "
-            f"power_factors=fit_power_factors({tuple(spatial)}, filter_size={needed}, downsample={downsample!r})."
+            f"power_factors=fit_power_factors({tuple(spatial)}, filter_size={taps}, downsample={downsample!r})."
         )
     if spatial[0] <= 4 < channels:
         message += (
@@ -186,6 +210,51 @@ def _check_size(names, shape, needed: int, scales: int, downsample: str) -> None
             f"pass jnp.moveaxis(x, {-len(shape)}, -1)."
         )
     raise ValueError(message)
+
+
+def _check_padding(padding, pair: bool) -> tuple[str, str]:
+    paddings: Any = padding if pair and isinstance(padding, tuple) and len(padding) == 2 else (padding, padding)
+    for mode in paddings:
+        check_option("padding", mode, _pyramid.PADDINGS)
+    return paddings
+
+
+def _check_where(where, shape, paddings, downsample: str, scales: int) -> None:
+    if not hasattr(where, "shape") or not hasattr(where, "dtype"):
+        raise TypeError(f"where must be a boolean array, got {type(where).__name__}. Wrap it in jnp.asarray.")
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"where must be boolean, True for the pixels that count, got {where.dtype}: use mask > 0.")
+    if where.ndim != len(shape) or any(n not in (1, m) for n, m in zip(where.shape, shape, strict=True)):
+        raise ValueError(
+            f"where must have the images' rank, each axis equal to theirs or 1, got {list(where.shape)} "
+            f"for images of shape {list(shape)}. A mask [..., H, W] needs a channel axis: where[..., None]."
+        )
+    for padding in paddings:
+        if padding in ("reflect", "symmetric"):
+            raise ValueError(
+                f'padding={padding!r} cannot mirror masked pixels: use padding="valid" or "same" with where.'
+            )
+    if scales > 1 and downsample in ("zero", "edge_start"):
+        raise ValueError(
+            f'downsample={downsample!r} is not defined for masked pixels: use downsample="edge" or "floor" with where.'
+        )
+
+
+def _check_coverage(min_coverage) -> float:
+    coverage = check_positive("min_coverage", min_coverage)
+    if coverage > 1:
+        raise ValueError(
+            f"min_coverage must be above 0 and at most 1, the share of a window that is valid, got {coverage}."
+        )
+    return coverage
+
+
+def _covariance_scale(covariance: str, samples: int) -> float:
+    if covariance == "population":
+        return 1.0
+    if samples == 1:
+        raise ValueError('covariance="sample" needs a window of more than one tap: its variance is over n - 1.')
+    return samples / (samples - 1)
 
 
 def _dtype(x):

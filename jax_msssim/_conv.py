@@ -12,46 +12,61 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_msssim._pyramid import Scale, spatial_axes
+from jax_msssim._pyramid import Scale, mean_positions, spatial_axes, sum_and_difference
 from jax_msssim._terms import Moments, dissimilarity
+from jax_msssim._windows import Window
 
 
-def term_map(term, scale: Scale, c1, c2, taps, spatial_ndim) -> jax.Array:
-    """The dissimilarity at every position, ``[..., *positions, C]``."""
-    return dissimilarity(term, _moments(scale, taps, spatial_ndim), c1, c2)
+def term_map(term, scale: Scale, c1, c2, window: Window) -> jax.Array:
+    """The dissimilarity at every position, ``[..., *positions, C]``, whether it counts or not."""
+    return dissimilarity(term, _moments(scale, window), c1, c2)
 
 
-def term_means(terms, scale: Scale, c1, c2, taps, spatial_ndim) -> tuple[jax.Array, ...]:
-    """The mean over positions of each term's dissimilarity, ``[..., C]``."""
-    moments = _moments(scale, taps, spatial_ndim)
-    return tuple(_mean_positions(dissimilarity(term, moments, c1, c2), spatial_ndim) for term in terms)
+def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, ...]:
+    """The mean of each term's dissimilarity over the positions that count, ``[..., C]``; NaN where none does."""
+    moments, where = _moments(scale, window), counted(scale, window)
+    return tuple(mean_positions(dissimilarity(term, moments, c1, c2), where, window.spatial_ndim) for term in terms)
 
 
-def halve(x, shift, spatial_ndim: int) -> jax.Array:
-    """The mean of 2x2 pixels of ``x - shift``, whose sides are even, by ``lax.reduce_window``."""
-    axes = spatial_axes(x, spatial_ndim)
-    window = tuple(2 if axis in axes else 1 for axis in range(x.ndim))
-    zero = np.zeros((), x.dtype)  # a concrete one, by which lax knows a sum, which it can differentiate
-    return lax.reduce_window(x - shift, zero, lax.add, window, window, "VALID") / 2**spatial_ndim
+def counted(scale: Scale, window: Window) -> jax.Array | None:
+    """Which positions count: those whose window holds little enough that is masked. None: all."""
+    if scale.valid is None:
+        return None
+    valid = scale.valid.astype(scale.images[0].dtype)
+    return (_blur(1 - valid, window) <= 1 - window.min_coverage) & (_blur(valid, window) > 0)
 
 
-def _moments(scale: Scale, taps, spatial_ndim) -> Moments:
-    a, b, shifts, (brightness_a, brightness_b) = scale
-    s = (a - shifts[0]) + (b - shifts[1])
-    d = (a - b) - (shifts[0] - shifts[1])
-    (mean_s, variance_s), (mean_d, variance_d) = (_mean_and_variance(x, taps, spatial_ndim) for x in (s, d))
-    return Moments(
-        mean_s + (brightness_a + brightness_b), variance_s, mean_d + (brightness_a - brightness_b), variance_d
-    )
+def halve(images, means, spatial_ndim: int) -> tuple[jax.Array, jax.Array]:
+    """2x2 means of the sum and of the difference of two images with even sides, by ``lax.reduce_window``."""
+    s, d = sum_and_difference(images, means)
+    axes = spatial_axes(s, spatial_ndim)
+    window = tuple(2 if axis in axes else 1 for axis in range(s.ndim))
+    zero = np.zeros((), s.dtype)  # a concrete one, by which lax knows a sum, which it can differentiate
+    s, d = (lax.reduce_window(x, zero, lax.add, window, window, "VALID") / 2**spatial_ndim for x in (s, d))
+    return s, d
 
 
-def _mean_and_variance(x, taps, spatial_ndim):
-    mean = _blur(x, taps, spatial_ndim)
-    return mean, jnp.maximum(_blur(x * x, taps, spatial_ndim) - mean * mean, 0)
+def _moments(scale: Scale, window: Window) -> Moments:
+    s, d = sum_and_difference(scale.images, scale.means)
+    weights = None if scale.valid is None else scale.valid.astype(s.dtype)
+    (mean_s, variance_s), (mean_d, variance_d) = (_mean_and_variance(x, weights, window) for x in (s, d))
+    by_sum, by_difference = scale.brightness
+    return Moments(mean_s + by_sum, variance_s, mean_d + by_difference, variance_d)
 
 
-def _blur(x, taps, spatial_ndim):
+def _mean_and_variance(x, weights, window: Window):
+    if weights is None:
+        mean, square = _blur(x, window), _blur(x * x, window)
+    else:
+        mass = _blur(weights, window)
+        mass = jnp.where(mass > 0, mass, 1)
+        mean, square = _blur(weights * x, window) / mass, _blur(weights * x * x, window) / mass
+    return mean, window.covariance_scale * jnp.maximum(square - mean * mean, 0)
+
+
+def _blur(x, window: Window):
     """Depthwise convolution along one spatial axis after another."""
+    taps, spatial_ndim = window.taps, window.spatial_ndim
     batch, channels = x.shape[: -spatial_ndim - 1], x.shape[-1]
     x = x.reshape(math.prod(batch), *x.shape[-spatial_ndim - 1 :])
     spatial = "DHW"[-spatial_ndim:]
@@ -70,10 +85,3 @@ def _blur(x, taps, spatial_ndim):
             precision=lax.Precision.HIGHEST,  # else bfloat16 on a TPU and TF32 on a GPU
         )
     return x.reshape(*batch, *x.shape[1:])
-
-
-def _mean_positions(x, spatial_ndim):
-    # Rows first, then the row sums: one float32 chain over two million positions is off by 5e-5.
-    for axis in range(-spatial_ndim - 1, -1):
-        x = x.mean(axis)
-    return x

@@ -1,14 +1,25 @@
 """Losses in Optax's convention: ``(predictions, targets, *, ...)``, one value per image, never reduced."""
 
 import functools
-from typing import Unpack
+import math
+from typing import Unpack, cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_msssim._checks import Images, LocalOptions, Options, SSIMOptions, check_unit_interval, prepare
-from jax_msssim._ms_ssim import MSSSIMOptions, log_ms_ssim, one_minus_ms_ssim, prepare_ms_ssim
+from jax_msssim._checks import (
+    Images,
+    LocalOptions,
+    Options,
+    PyramidOptions,
+    SSIMOptions,
+    check_option,
+    check_unit_interval,
+    prepare,
+)
+from jax_msssim._ms_ssim import Pyramid, log_ms_ssim, one_minus_ms_ssim, prepare_ms_ssim
+from jax_msssim._single_resolution import SINGLE_RESOLUTION_OPTIONS, single_resolution
 from jax_msssim._ssim import mean_dissimilarity
 
 _NAMES = ("predictions", "targets")
@@ -71,7 +82,7 @@ def dssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSI
 
 
 def ms_ssim_loss(
-    predictions: ArrayLike, targets: ArrayLike, *, negative: str = "soft", **options: Unpack[MSSSIMOptions]
+    predictions: ArrayLike, targets: ArrayLike, *, negative: str = "soft", **options: Unpack[PyramidOptions]
 ) -> jax.Array:
     """``1 - MS-SSIM``, from 0 for equal images to 1.
 
@@ -107,7 +118,7 @@ def ms_ssim_loss(
 
 
 def log_ms_ssim_loss(
-    predictions: ArrayLike, targets: ArrayLike, *, negative: str = "soft", **options: Unpack[MSSSIMOptions]
+    predictions: ArrayLike, targets: ArrayLike, *, negative: str = "soft", **options: Unpack[PyramidOptions]
 ) -> jax.Array:
     """``-log MS-SSIM``, from 0 for equal images, unbounded but finite.
 
@@ -185,6 +196,69 @@ def ssim_l1_loss(
     return _ssim_l1_loss(images, weight.astype(static.dtype), static)
 
 
+def ms_ssim_l1_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    alpha: ArrayLike = 0.84,
+    form: str = "pyramid",
+    negative: str = "soft",
+    **options: Unpack[PyramidOptions],
+) -> jax.Array:
+    """``alpha (1 - MS-SSIM) + (1 - alpha) L1``, the mix of Zhao et al.
+
+    MS-SSIM looks after structure, L1 after brightness and colour, to which MS-SSIM is nearly blind. L1 is the mean of
+    ``|predictions - targets| / max_val``.
+
+    Args:
+      predictions: images of shape ``[..., H, W, C]``, as for :func:`ms_ssim`.
+      targets: images of the same shape.
+      alpha: the share of MS-SSIM, between 0 and 1; a number, or a traced scalar. The paper gives 0.84; the code
+        that its authors published has 0.025.
+      form: ``"pyramid"`` is MS-SSIM as everywhere here, with plain L1. ``"single_resolution"`` is the paper's:
+        in place of scales, windows of sigma 0.5, 1, 2, 4 and 8 at full resolution with zeros around the image,
+        the product of contrast-structure in all of them and luminance in the widest at every pixel, and L1
+        weighted by that window (kornia's ``MS_SSIMLoss``, there times 200). Images of any size will do.
+      negative: ``"soft"``, ``"shift"`` or ``"relu"``, as for :func:`ms_ssim`; of ``"pyramid"``.
+      **options: the other keyword arguments of :func:`ms_ssim`. ``"single_resolution"`` takes ``max_val``,
+        ``k1``, ``k2``, ``where``, ``min_coverage``, ``spatial_ndim`` and ``implementation``.
+
+    Returns:
+      One loss per image, shape ``[...]``.
+
+    Raises:
+      TypeError: as for :func:`ms_ssim`.
+      ValueError: as for :func:`ms_ssim`; for alpha outside [0, 1]; for an option that the form does not have.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 176 * 176).reshape(176, 176, 1)
+      >>> f"{ms_ssim_l1_loss(0.9 * targets, targets):.4f}"
+      '0.0117'
+      >>> f"{ms_ssim_l1_loss(0.9 * targets, targets, form='single_resolution'):.4f}"
+      '0.0204'
+
+    References:
+      Zhao et al., `Loss functions for image restoration with neural networks
+      <https://arxiv.org/abs/1511.08861>`_, 2017, section III-D.
+    """
+    check_option("form", form, ("pyramid", "single_resolution"))
+    alpha = check_unit_interval("alpha", alpha)
+    if form == "pyramid":
+        images, weights, static, pyramid = prepare_ms_ssim(
+            predictions, targets, names=_NAMES, negative=negative, **options
+        )
+        return _ms_ssim_l1_loss(images, alpha.astype(static.dtype), weights, static, pyramid)
+    unknown = sorted(options.keys() - SINGLE_RESOLUTION_OPTIONS) + ["negative"] * (negative != "soft")
+    if unknown:
+        raise ValueError(
+            f'form="single_resolution" has its own windows and no scales: {", ".join(unknown)} cannot be given. '
+            f"It takes {', '.join(sorted(SINGLE_RESOLUTION_OPTIONS))}."
+        )
+    images, static = prepare(predictions, targets, names=_NAMES, **cast(LocalOptions, options | {"padding": "same"}))
+    return _single_resolution_loss(images, alpha.astype(static.dtype), static)
+
+
 @functools.partial(jax.jit, static_argnames="options")
 def _ssim_loss(images: Images, options: Options):
     return mean_dissimilarity(images, options)
@@ -213,10 +287,36 @@ def _ssim_l1_loss(images: Images, weight, options: Options):
     return (1 - weight) * mean_l1(images, options) + weight * mean_dissimilarity(images, options)
 
 
-def mean_l1(images: Images, options: Options) -> jax.Array:
-    """The mean of ``|a - b| / max_val`` per image."""
+@functools.partial(jax.jit, static_argnames=("options", "pyramid"))
+def _ms_ssim_l1_loss(images: Images, alpha, power_factors, options: Options, pyramid: Pyramid):
+    dissimilarity = one_minus_ms_ssim(images, power_factors, options, pyramid)
+    return alpha * dissimilarity + (1 - alpha) * mean_l1(images, options)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _single_resolution_loss(images: Images, alpha, options: Options):
+    with jax.named_scope("jax_msssim.single_resolution"):
+        dissimilarity, l1_weights = single_resolution(images, options)
+        return alpha * dissimilarity + (1 - alpha) * mean_l1(images, options, l1_weights)
+
+
+def mean_l1(images: Images, options: Options, weights=None) -> jax.Array:
+    """The mean of ``|a - b| / max_val`` over the valid pixels and the channels of each image."""
     a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
+    valid = None if images.where is None else jnp.broadcast_to(jnp.asarray(images.where), a.shape)
+    if valid is not None:
+        a, b = jnp.where(valid, a, 0), jnp.where(valid, b, 0)
     difference = jnp.abs(a - b)
-    for _ in range(options.spatial_ndim + 1):  # axis by axis: one long float32 sum would lose digits
-        difference = difference.mean(len(images.batch))
-    return difference / images.max_val
+    if weights is not None:
+        difference *= weights.reshape((1,) * len(images.batch) + weights.shape)
+    axes = range(len(images.batch), a.ndim)
+    total, pixels = difference, jnp.asarray(math.prod(a.shape[axis] for axis in axes), a.dtype)
+    for _ in axes:  # axis by axis: one long float32 sum would lose digits
+        total = total.sum(axes.start)
+    if valid is not None:
+        pixels = valid.astype(a.dtype)
+        for _ in axes:
+            pixels = pixels.sum(axes.start)
+        total = jnp.where(pixels > 0, total, jnp.nan)
+        pixels = jnp.maximum(pixels, 1)
+    return total / pixels / images.max_val

@@ -20,7 +20,9 @@ from jax.typing import ArrayLike
 from jax_msssim import _pyramid
 from jax_msssim._checks import (
     Images,
+    LocalOptions,
     Options,
+    PyramidOptions,
     SSIMOptions,
     check_option,
     check_power_factors,
@@ -37,15 +39,6 @@ WANG2003 = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SOFT_EPS = 1e-2
 # Its multiple by any weight above 1e-27 has the exponential 0, by a weight of 0 it is 0, and gradients are 0 too.
 LOG_OF_ZERO = -1e30
-
-
-class MSSSIMOptions(SSIMOptions, total=False):
-    """The keyword arguments of :func:`ms_ssim` but for ``negative``."""
-
-    power_factors: ArrayLike | Sequence[float]
-    downsample: str
-    luminance: str
-    channel_mean: str
 
 
 class MSSSIMTerms(NamedTuple):
@@ -93,9 +86,9 @@ def _each_scale(images: Images, options: Options, downsample: str, terms):
     means = []
     for j, terms_of_scale in enumerate(terms):
         if j > 0:
-            scale = _pyramid.next_scale(scale, downsample, options.spatial_ndim, local.halve)
-        window = options.taps, options.spatial_ndim
-        means.append(local.term_means(terms_of_scale, padded(scale, options), c1, c2, *window))
+            scale = _pyramid.next_scale(scale, downsample, options.window.spatial_ndim, local.halve)
+        which = int(j == len(terms) - 1)
+        means.append(local.term_means(terms_of_scale, padded(scale, options, which), c1, c2, options.window))
     return means
 
 
@@ -127,11 +120,14 @@ def ms_ssim(
     window: ArrayLike | None = None,
     k1: float = 0.01,
     k2: float = 0.03,
-    padding: str = "valid",
+    padding: str | tuple[str, str] = "valid",
+    covariance: str = "population",
     downsample: str = "edge",
     luminance: str = "last",
     negative: str = "relu",
     channel_mean: str = "after",
+    where: ArrayLike | None = None,
+    min_coverage: float = 1.0,
     spatial_ndim: int = 2,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -152,9 +148,13 @@ def ms_ssim(
       power_factors: the weights :math:`w_j`, finest scale first; their number is the number of scales
         :math:`M`. An array, or an array ``[..., scales]`` over the batch, may be traced, mapped and
         differentiated. They are used as they are: the paper's sum to 1.0001.
-      filter_size, filter_sigma, window, k1, k2, padding, spatial_ndim, implementation: as for :func:`ssim`.
-      downsample: an axis of odd length repeats its last line before it is halved (``"edge"``: MATLAB,
-        TensorFlow, plenoptic) or drops it (``"floor"``: torchmetrics, MONAI).
+      filter_size, filter_sigma, window, k1, k2, covariance, spatial_ndim, implementation: as for :func:`ssim`.
+      padding: as for :func:`ssim`, or a pair: for contrast-structure, and for the similarity of the last
+        scale (torchmetrics: ``("valid", "reflect")``).
+      downsample: what happens to an axis of odd length before it is halved. ``"edge"`` repeats its last line
+        (MATLAB, TensorFlow, plenoptic), ``"floor"`` drops it (torchmetrics, MONAI), ``"zero"`` puts a line of
+        zeros at both ends (pytorch-msssim, pyiqa), ``"edge_start"`` repeats the first line of every axis if
+        any is odd (piq).
       luminance: ``"last"`` compares luminance at the coarsest scale alone, as the paper does; ``"all"``
         uses ``mean(l cs)`` at every scale.
       negative: a mean can be negative, where images are anticorrelated, and a fractional power cannot take
@@ -163,6 +163,8 @@ def ms_ssim(
         ``0.01^2 / (0.02 - x)`` below: positive, with a gradient everywhere; the losses use it.
       channel_mean: ``"after"`` averages the channels' MS-SSIM (MATLAB, TensorFlow, pytorch-msssim, piq);
         ``"before"`` averages the means over channels, then takes powers (torchmetrics, MONAI).
+      where, min_coverage: a mask, as for :func:`ssim`. A pixel of a coarser scale is the mean of its valid
+        pixels, and valid if any is (``"edge"``) or all are (``"floor"``; the other rules refuse a mask).
 
     Returns:
       One value per image, shape ``[...]``, in [0, 1]: float64 if an image is, else float32.
@@ -195,17 +197,20 @@ def ms_ssim(
         k1=k1,
         k2=k2,
         padding=padding,
+        covariance=covariance,
         downsample=downsample,
         luminance=luminance,
         negative=negative,
         channel_mean=channel_mean,
+        where=where,
+        min_coverage=min_coverage,
         spatial_ndim=spatial_ndim,
         implementation=implementation,
     )
     return _ms_ssim(*arguments)
 
 
-def ms_ssim_db(a: ArrayLike, b: ArrayLike, *, negative: str = "relu", **options: Unpack[MSSSIMOptions]) -> jax.Array:
+def ms_ssim_db(a: ArrayLike, b: ArrayLike, *, negative: str = "relu", **options: Unpack[PyramidOptions]) -> jax.Array:
     r"""MS-SSIM in decibels, :math:`-10 \log_{10}(1 - \mathrm{MS\text{-}SSIM})`.
 
     The figure of learned image compression, where MS-SSIM itself is too close to 1 to be read: 0.99 is
@@ -367,7 +372,8 @@ def prepare_ms_ssim(
     luminance="last",
     negative="relu",
     channel_mean="after",
-    **options: Unpack[SSIMOptions],
+    padding: str | tuple[str, str] = "valid",
+    **options: Unpack[LocalOptions],
 ):
     """The checked arguments of :func:`log_ms_ssim`."""
     check_option("downsample", downsample, _pyramid.DOWNSAMPLE_RULES)
@@ -376,6 +382,8 @@ def prepare_ms_ssim(
     check_option("channel_mean", channel_mean, ("after", "before"))
     weights = check_power_factors(power_factors)
     scales = weights.shape[-1]
-    images, static = prepare(a, b, names=names, scales=scales, downsample=downsample, **options)
+    images, static = prepare(
+        a, b, names=names, scales=scales, downsample=downsample, padding=padding, padding_pair=True, **options
+    )
     weights = over_batch("power_factors", weights.astype(static.dtype), images.batch, trailing=1)
     return images, weights, static, Pyramid(scales, downsample, luminance, negative, channel_mean)

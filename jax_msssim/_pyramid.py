@@ -1,4 +1,4 @@
-"""The scales of MS-SSIM: two images, centred once, then halved again and again."""
+"""The scales of MS-SSIM: two images, centred once, halved again and again, and padded for the window."""
 
 from typing import NamedTuple
 
@@ -6,83 +6,156 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-DOWNSAMPLE_RULES = ("edge", "floor")
+DOWNSAMPLE_RULES = ("edge", "floor", "zero", "edge_start")
+PADDINGS = ("valid", "same", "reflect", "symmetric")
 
 
 class Scale(NamedTuple):
     """Two images at one scale, each ``[..., *spatial, C]``, and what their brightness is.
 
     Similarity but for its luminance does not depend on a constant added to a pixel, and arithmetic does: the
-    closer the pixels are to zero, the less is rounded away. So the mean of each image and channel leaves the
-    images. ``shift`` is what is still to be subtracted from the pixels (the means at the first scale, whose
-    images are the caller's own, uncopied; zero at the others); ``brightness`` is what luminance adds back.
+    closer the pixels are to zero, the less is rounded away. So the mean of each channel leaves the images and
+    their difference, once, and luminance adds it back.
+
+    At the first scale ``images`` are the caller's own, uncopied, and ``means`` are those of a, b and a - b, still
+    to be subtracted. At the others ``images`` are the centred sum and difference, and ``means`` is None: halved
+    apart, two images that are nearly equal would be rounded apart. ``brightness`` is the mean of the sum and of
+    the difference. ``valid`` tells which pixels count (None: all); the others hold finite numbers without meaning.
     """
 
-    a: jax.Array
-    b: jax.Array
-    shift: tuple[jax.Array, jax.Array]
+    images: tuple[jax.Array, jax.Array]
+    means: tuple[jax.Array, jax.Array, jax.Array] | None
     brightness: tuple[jax.Array, jax.Array]
+    valid: jax.Array | None
 
 
-def first_scale(a: jax.Array, b: jax.Array, spatial_ndim: int) -> Scale:
+def sum_and_difference(images, means) -> tuple[jax.Array, jax.Array]:
+    """The centred sum and difference of a scale's images.
+
+    Each in the order that keeps it exact: a bright pair is centred before it is added, and a pair of nearly equal
+    images is subtracted before anything is rounded.
+    """
+    if means is None:
+        return images
+    (a, b), (mean_a, mean_b, mean_difference) = images, means
+    return (a - mean_a) + (b - mean_b), (a - b) - mean_difference
+
+
+def first_scale(a: jax.Array, b: jax.Array, where: jax.Array | None, spatial_ndim: int) -> Scale:
     """The images as they came, with their means."""
-    means = (_channel_means(a, spatial_ndim), _channel_means(b, spatial_ndim))
-    return Scale(a, b, means, means)
+    if where is not None:
+        where = jnp.broadcast_to(where, a.shape)
+        a, b = jnp.where(where, a, 0), jnp.where(where, b, 0)
+    mean_a, mean_b, mean_difference = (_channel_means(x, where, spatial_ndim) for x in (a, b, a - b))
+    return Scale((a, b), (mean_a, mean_b, mean_difference), (mean_a + mean_b, mean_difference), where)
 
 
 def next_scale(scale: Scale, rule: str, spatial_ndim: int, halve) -> Scale:
-    """Half the size along each spatial axis: the mean of 2x2 pixels, of the centred images."""
-    images = ((scale.a, scale.shift[0]), (scale.b, scale.shift[1]))
-    a, b = (halve(evened(x, rule, spatial_ndim), shift, spatial_ndim) for x, shift in images)
-    zeros = (jnp.zeros_like(scale.shift[0]), jnp.zeros_like(scale.shift[1]))
-    return Scale(a, b, zeros, scale.brightness)
+    """Half the size along each spatial axis: the mean of 2x2 pixels."""
+    first, second = (evened(x, rule, spatial_ndim, black) for x, black in zip(scale.images, _black(scale), strict=True))
+    if scale.valid is None:
+        return Scale(halve((first, second), scale.means, spatial_ndim), None, scale.brightness, None)
+    # The mean over the valid ones of 2x2 pixels: the mean with zeros for the others, over the share of valid ones.
+    valid = evened(scale.valid, rule, spatial_ndim)
+    weights = valid.astype(first.dtype)
+    (share, _) = halve((weights, weights), None, spatial_ndim)
+    some = share > 0
+    s, d = (jnp.where(valid, x, 0) for x in sum_and_difference((first, second), scale.means))
+    s, d = (x / jnp.where(some, share, 1) for x in halve((s, d), None, spatial_ndim))
+    return Scale((s, d), None, scale.brightness, share == 1 if rule == "floor" else some)
 
 
-def pad_with_zeros(scale: Scale, taps: tuple[float, ...], spatial_ndim: int) -> Scale:
-    """Zeros around the images, so that every pixel is the centre of a window ("same" padding)."""
-    before = len(taps) // 2
-    spatial = (before, len(taps) - 1 - before)
-
-    def pad(x, shift, brightness):
-        axes = spatial_axes(x, spatial_ndim)
-        margins = [spatial if axis in axes else (0, 0) for axis in range(x.ndim)]
-        inside = jnp.pad(jnp.ones([x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)], bool), margins)
-        # A pixel of value 0 is 0 - brightness + shift in the coordinates of this scale.
-        return jnp.where(inside, jnp.pad(x, margins), shift - brightness)
-
-    a, b = map(pad, (scale.a, scale.b), scale.shift, scale.brightness)
-    return scale._replace(a=a, b=b)
-
-
-def halved(size: int, rule: str, times: int) -> int:
-    """Length of an axis after it was halved some times: an odd one is rounded up ("edge") or down."""
-    for _ in range(times):
-        size = (size + 1) // 2 if rule == "edge" else size // 2
-    return size
+def padded(scale: Scale, padding: str, size: int, spatial_ndim: int) -> Scale:
+    """The scale with a margin around it, so that every pixel is the centre of a window of ``size`` taps."""
+    if padding == "valid":
+        return scale
+    axes = spatial_axes(scale.images[0], spatial_ndim)
+    margins = [(size // 2, size // 2) if axis in axes else (0, 0) for axis in range(scale.images[0].ndim)]
+    if padding != "same":
+        skipped = 1 if padding == "reflect" else 0
+        first, second = scale.images
+        for axis in axes:
+            first, second = (_mirrored(x, axis, size // 2, skipped) for x in (first, second))
+        return scale._replace(images=(first, second))
+    first, second = (_surrounded(x, margins, black) for x, black in zip(scale.images, _black(scale), strict=True))
+    valid = None if scale.valid is None else jnp.pad(scale.valid, margins, constant_values=True)
+    return scale._replace(images=(first, second), valid=valid)
 
 
 def smallest_side(size: int, rule: str, times: int) -> int:
     """The shortest axis that is still ``size`` long after it was halved some times."""
-    return (size - 1) * 2**times + 1 if rule == "edge" else size * 2**times
+    return size * 2**times if rule == "floor" else (size - 1) * 2**times + 1
 
 
-def evened(x: jax.Array, rule: str, spatial_ndim: int) -> jax.Array:
-    """``x`` with an even number of pixels along each axis: an odd one's last line once more, or left out."""
-    for axis in spatial_axes(x, spatial_ndim):
-        size = x.shape[axis]
-        if size % 2 == 1:
-            last = lax.slice_in_dim(x, size - 1, size, axis=axis)
-            x = jnp.concatenate([x, last], axis) if rule == "edge" else lax.slice_in_dim(x, 0, size - 1, axis=axis)
+def evened(x: jax.Array, rule: str, spatial_ndim: int, black: jax.Array | None = None) -> jax.Array:
+    """``x`` with an even number of pixels along each spatial axis; ``black`` is a pixel of value 0, for ``"zero"``."""
+    axes = spatial_axes(x, spatial_ndim)
+    odd = [axis for axis in axes if x.shape[axis] % 2 == 1]
+    if not odd:
+        return x
+    if rule == "zero":  # a black line at both ends of an odd axis, the second of which is left without a partner
+        x = _surrounded(x, [(1, 0) if axis in odd else (0, 0) for axis in range(x.ndim)], black)
+    elif rule == "edge_start":  # the first line once more, on every axis if one is odd
+        for axis in axes:
+            x = jnp.concatenate([lax.slice_in_dim(x, 0, 1, axis=axis), x], axis)
+    elif rule == "edge":  # the last line once more
+        for axis in odd:
+            size = x.shape[axis]
+            x = jnp.concatenate([x, lax.slice_in_dim(x, size - 1, size, axis=axis)], axis)
+    for axis in axes:
+        x = lax.slice_in_dim(x, 0, x.shape[axis] // 2 * 2, axis=axis)
     return x
 
 
 def spatial_axes(x: jax.Array, spatial_ndim: int) -> range:
-    """The axes of an image that are halved and filtered."""
+    """The axes of an image that are filtered and halved."""
     return range(x.ndim - 1 - spatial_ndim, x.ndim - 1)
 
 
-def _channel_means(x, spatial_ndim):
+def mean_positions(x: jax.Array, counted: jax.Array | None, spatial_ndim: int) -> jax.Array:
+    """The mean over the spatial axes, of the positions that count: ``[..., C]``, NaN where none does."""
+    # Rows first, then the row sums: one float32 chain over two million positions is off by 5e-5.
+    axes = range(-spatial_ndim - 1, -1)
+    if counted is None:
+        for axis in axes:
+            x = x.mean(axis)
+        return x
+    total, positions = jnp.where(counted, x, 0), counted.astype(x.dtype)
+    for axis in axes:
+        total, positions = total.sum(axis), positions.sum(axis)
+    # Chosen after the division, so that the gradient is 0 and not NaN where no position counts.
+    return jnp.where(positions > 0, total / jnp.maximum(positions, 1), jnp.nan)
+
+
+def _black(scale: Scale) -> tuple[jax.Array, jax.Array]:
+    """A pixel of value 0 in the coordinates of this scale's images."""
+    by_sum, by_difference = scale.brightness
+    if scale.means is None:
+        return -by_sum, -by_difference
+    return jnp.zeros_like(by_sum), jnp.zeros_like(by_difference)
+
+
+def _mirrored(x, axis, margin, skipped):
+    # Not jnp.pad, which slices the other axes as well, and a sharded batch cannot be sliced.
+    size = x.shape[axis]
+    before = lax.slice_in_dim(x, skipped, skipped + margin, axis=axis)
+    after = lax.slice_in_dim(x, size - skipped - margin, size - skipped, axis=axis)
+    return jnp.concatenate([jnp.flip(before, axis), x, jnp.flip(after, axis)], axis)
+
+
+def _surrounded(x, margins, pixel):
+    inside = [size if any(margin) else 1 for size, margin in zip(x.shape, margins, strict=True)]
+    return jnp.where(jnp.pad(jnp.ones(inside, bool), margins), jnp.pad(x, margins), pixel)
+
+
+def _channel_means(x, where, spatial_ndim):
     # Any number near the mean serves, as it is added back exactly: its rounding does not matter.
-    for axis in spatial_axes(x, spatial_ndim):
-        x = x.mean(axis, keepdims=True)
-    return lax.stop_gradient(x)
+    axes = spatial_axes(x, spatial_ndim)
+    if where is None:
+        for axis in axes:
+            x = x.mean(axis, keepdims=True)
+        return lax.stop_gradient(x)
+    count = where.astype(x.dtype)
+    for axis in axes:
+        x, count = x.sum(axis, keepdims=True), count.sum(axis, keepdims=True)
+    return lax.stop_gradient(x / jnp.maximum(count, 1))

@@ -24,6 +24,9 @@ def ssim(
     k1: float = 0.01,
     k2: float = 0.03,
     padding: str = "valid",
+    covariance: str = "population",
+    where: ArrayLike | None = None,
+    min_coverage: float = 1.0,
     spatial_ndim: int = 2,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -53,14 +56,24 @@ def ssim(
       window: taps of another window, used along each axis, in place of ``filter_size`` and
         ``filter_sigma``: an odd number of them, not negative, summing to 1.
       k1, k2: the constants of the definition, above 0; plain Python numbers.
-      padding: ``"valid"`` uses the positions where the window lies inside the image, as the papers do;
-        ``"same"`` uses every pixel, with zeros around the image.
+      padding: ``"valid"`` uses the positions where the window lies inside the image, as the papers do and
+        most programs. The others use every pixel: ``"same"`` with zeros around the image (fused-ssim),
+        ``"reflect"`` with the image mirrored at its outermost pixels (torchmetrics, kornia),
+        ``"symmetric"`` with those pixels repeated.
+      covariance: ``"population"``, as the papers, or ``"sample"``, ``n / (n - 1)`` times as large for the
+        ``n`` pixels of a window (scikit-image's default).
+      where: boolean mask, True for the pixels that count; of the images' rank, each axis of their length or
+        1. The others take no part in any statistic, whatever they hold, NaN included, and have gradient 0.
+        Windows that hold some of each use the valid ones, renormalised.
+      min_coverage: a position counts if at least this share of its window's weight is valid; 1.0 uses
+        the windows without a masked pixel.
       spatial_ndim: number of spatial axes: 1, 2 or 3.
       implementation: ``"stencil"`` (centred moments from shifted slices: the fast and accurate one) or
         ``"conv"`` (``lax.conv_general_dilated``). By default the one measured to be best.
 
     Returns:
-      One value per image, shape ``[...]``: float64 if an image is, else float32.
+      One value per image, shape ``[...]``: float64 if an image is, else float32. NaN, with gradient 0, for an
+      image with a channel in which no position counts.
 
     Raises:
       TypeError: an image is not an array of real numbers, or a Python argument is traced.
@@ -89,6 +102,9 @@ def ssim(
         k1=k1,
         k2=k2,
         padding=padding,
+        covariance=covariance,
+        where=where,
+        min_coverage=min_coverage,
         spatial_ndim=spatial_ndim,
         implementation=implementation,
     )
@@ -136,7 +152,7 @@ def mean_dissimilarity(images: Images, options: Options) -> jax.Array:
     with jax.named_scope("jax_msssim.ssim"):
         scale, c1, c2 = first_scale(images, options)
         local = LOCAL[options.implementation]
-        (means,) = local.term_means(("similarity",), padded(scale, options), c1, c2, options.taps, options.spatial_ndim)
+        (means,) = local.term_means(("similarity",), padded(scale, options), c1, c2, options.window)
         return means.mean(-1)
 
 
@@ -145,20 +161,24 @@ def _map(images: Images, options: Options) -> jax.Array:
     with jax.named_scope("jax_msssim.ssim_map"):
         scale, c1, c2 = first_scale(images, options)
         local = LOCAL[options.implementation]
-        return 1 - local.term_map("similarity", padded(scale, options), c1, c2, options.taps, options.spatial_ndim)
+        scale = padded(scale, options)
+        similarity = 1 - local.term_map("similarity", scale, c1, c2, options.window)
+        counted = local.counted(scale, options.window)
+        return similarity if counted is None else jnp.where(counted, similarity, jnp.nan)
 
 
 def first_scale(images: Images, options: Options):
     """The images in the type of the arithmetic, and C1 and C2, one per image, of the images' rank."""
     a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
-    max_val = images.max_val.reshape(*images.max_val.shape, *(1,) * (options.spatial_ndim + 1))
+    spatial_ndim = options.window.spatial_ndim
+    max_val = images.max_val.reshape(*images.max_val.shape, *(1,) * (spatial_ndim + 1))
     # The constants keep 0/0 away, so they must not underflow themselves.
     c1, c2 = (jnp.maximum((k * max_val) ** 2, jnp.finfo(options.dtype).tiny) for k in (options.k1, options.k2))
-    return _pyramid.first_scale(a, b, options.spatial_ndim), c1, c2
+    where = None if images.where is None else jnp.asarray(images.where)
+    return _pyramid.first_scale(a, b, where, spatial_ndim), c1, c2
 
 
-def padded(scale: _pyramid.Scale, options: Options) -> _pyramid.Scale:
-    """The scale as the window shall see it."""
-    if options.padding == "valid":
-        return scale
-    return _pyramid.pad_with_zeros(scale, options.taps, options.spatial_ndim)
+def padded(scale: _pyramid.Scale, options: Options, which: int = 0) -> _pyramid.Scale:
+    """The scale as the window shall see it, in the first or the second of two paddings."""
+    window = options.window
+    return _pyramid.padded(scale, options.padding[which], len(window.taps), window.spatial_ndim)

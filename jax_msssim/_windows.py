@@ -3,8 +3,23 @@
 import functools
 import math
 import numbers
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Window(NamedTuple):
+    """What a local statistic is: static, hashable, checked."""
+
+    taps: tuple[float, ...]
+    spatial_ndim: int
+    covariance_scale: float = 1.0
+    min_coverage: float = 1.0
+
+    @property
+    def halo(self) -> int:
+        """By how much an image is longer than the map of its windows, along each axis."""
+        return len(self.taps) - 1
 
 
 def gaussian_window(size: int, sigma: float) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""MS-SSIM without a pyramid (Zhao et al. 2017): windows of five widths at full resolution, a value at every pixel.
+
+1 - l_M(p) prod_j cs_j(p),    sigma_j = 0.5, 1, 2, 4, 8,    M = 5, zeros around the image
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_msssim import _pyramid
+from jax_msssim._checks import Images, Options
+from jax_msssim._ssim import LOCAL, first_scale
+from jax_msssim._windows import gaussian_window
+
+SIGMAS = (0.5, 1.0, 2.0, 4.0, 8.0)
+RADIUS = 16  # of the widest window: two sigmas, as the paper and its code cut it
+SINGLE_RESOLUTION_OPTIONS = frozenset(
+    {"max_val", "k1", "k2", "where", "min_coverage", "spatial_ndim", "implementation"}
+)
+
+
+def single_resolution(images: Images, options: Options) -> tuple[jax.Array, np.ndarray]:
+    """The mean dissimilarity per image, and what the widest window weighs each pixel with, ``[*spatial, 1]``."""
+    local, spatial_ndim = LOCAL[options.implementation], options.window.spatial_ndim
+    scale, c1, c2 = first_scale(images, options)
+    dissimilarity = jnp.zeros((), options.dtype)
+    taps, window, padded = (), options.window, scale
+    for sigma in SIGMAS:
+        radius = min(RADIUS, round(8 * sigma))  # beyond 8 sigmas a tap is below 1e-14
+        taps = tuple(gaussian_window(2 * radius + 1, sigma).tolist())
+        window = window._replace(taps=taps)
+        padded = _pyramid.padded(scale, "same", len(taps), spatial_ndim)
+        term = "similarity" if sigma == SIGMAS[-1] else "contrast_structure"
+        one_more = local.term_map(term, padded, c1, c2, window)
+        dissimilarity = dissimilarity + one_more - dissimilarity * one_more  # 1 - (1 - x)(1 - y)
+    mean = _pyramid.mean_positions(dissimilarity, local.counted(padded, window), spatial_ndim)
+    # What the widest window around every pixel, cut off at the borders, weighs each pixel with in all.
+    weights = np.ones((1,) * (spatial_ndim + 1))
+    for axis, size in enumerate(scale.images[0].shape[-spatial_ndim - 1 : -1]):
+        inside = np.convolve(np.ones(size), taps)[RADIUS : RADIUS + size]
+        weights = weights * inside.reshape([-1 if i == axis else 1 for i in range(spatial_ndim + 1)])
+    return mean.mean(-1), weights.astype(options.dtype)

@@ -1,0 +1,31 @@
+"""What every test runs under: strict promotion, eight CPU devices, both implementations."""
+
+import jax
+import pytest
+
+from jax_msssim import _stencil
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
+
+
+@pytest.fixture(params=["stencil", "conv"])
+def implementation(request):
+    return request.param
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Images of a dozen rows take several blocks on the CPU, as large ones do; compiled programs remember."""
+    monkeypatch.setattr(_stencil, "_BLOCK_SAMPLES", 1)
+    monkeypatch.setattr(_stencil, "_BLOCK_MIN_ROWS", 4)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()

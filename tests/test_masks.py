@@ -1,0 +1,227 @@
+"""Masked images: the crop, the ragged batch, and the definition in plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from images import random_pair
+
+import jax_msssim
+
+SMALL = {"filter_size": 5, "power_factors": (0.3, 0.3, 0.4)}
+LOSSES = {
+    "ssim_loss": {"filter_size": 5},
+    "dssim_loss": {"filter_size": 5},
+    "ms_ssim_loss": SMALL,
+    "log_ms_ssim_loss": SMALL,
+    "ssim_l1_loss": {"filter_size": 5, "padding": "valid"},
+    "ms_ssim_l1_loss": SMALL,
+}
+
+
+def masked_similarity(a, b, where, min_coverage, size=5):
+    """The similarity of one pair at every position as DESIGN defines it, NaN where it does not count."""
+    taps = oracle.gaussian(size)
+    out = np.full([*(n - size + 1 for n in a.shape[:-1]), a.shape[-1]], np.nan)
+    weights = np.ones([1] * (a.ndim - 1))
+    for axis in range(a.ndim - 1):
+        weights = weights * np.reshape(taps, [-1 if i == axis else 1 for i in range(a.ndim - 1)])
+    for position in np.ndindex(out.shape):
+        *corner, channel = position
+        here = (*(slice(i, i + size) for i in corner), channel)
+        valid = where[here]
+        if (weights * ~valid).sum() > 1 - min_coverage or not valid.any():
+            continue
+        g = weights * valid / (weights * valid).sum()
+        x, y = np.where(valid, a[here], 0), np.where(valid, b[here], 0)
+        ma, mb = (g * x).sum(), (g * y).sum()
+        va, vb, c = (g * (x - ma) ** 2).sum(), (g * (y - mb) ** 2).sum(), (g * (x - ma) * (y - mb)).sum()
+        out[position] = (2 * ma * mb + 1e-4) / (ma**2 + mb**2 + 1e-4) * (2 * c + 9e-4) / (va + vb + 9e-4)
+    return out
+
+
+@pytest.mark.parametrize("min_coverage", [1.0, 0.6])
+@pytest.mark.parametrize("shape", [(25, 2), (13, 16, 2), (8, 9, 7, 1)])
+def test_random_mask_is_the_definition(shape, min_coverage, implementation, x64):
+    a, b = random_pair(shape)
+    spatial_ndim = len(shape) - 1
+    holes = {1: 0.05, 2: 0.02, 3: 0.005}[spatial_ndim] if min_coverage == 1 else 0.4
+    where = np.random.default_rng(1).random(shape) > holes
+    options = {"filter_size": 5, "min_coverage": min_coverage, "implementation": implementation}
+    options |= {"spatial_ndim": spatial_ndim, "where": where}
+    expected = masked_similarity(a, b, where, min_coverage)
+    assert np.isfinite(expected).any()
+    assert np.isnan(expected).any()
+    similarity = jax_msssim.ssim_map(a, b, **options)
+    np.testing.assert_allclose(similarity, expected, rtol=0, atol=1e-12)  # float64, of numbers of order 1
+    per_channel = np.nanmean(expected.reshape(-1, shape[-1]), axis=0)
+    np.testing.assert_allclose(jax_msssim.ssim(a, b, **options), per_channel.mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("downsample", ["edge", "floor"])
+def test_all_true_is_no_mask(downsample, padding, implementation):
+    a, b = (x.astype(np.float32) for x in random_pair((2, 45, 38, 2)))
+    options = {**SMALL, "downsample": downsample, "padding": padding, "implementation": implementation}
+    where = np.ones((1, 45, 1, 1), bool)
+    value, masked = (jax_msssim.ms_ssim(a, b, **options, **mask) for mask in ({}, {"where": where}))
+    np.testing.assert_allclose(masked, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("downsample", ["edge", "floor"])
+@pytest.mark.parametrize(("height", "width"), [(31, 26), (24, 37)])
+def test_rectangle_is_its_crop(height, width, downsample, implementation):
+    # It starts on a multiple of 2^(scales - 1); its size is arbitrary.
+    a, b = (x.astype(np.float32) for x in random_pair((56, 60, 2)))
+    where = np.zeros(a.shape, bool)
+    here = np.s_[8 : 8 + height, 16 : 16 + width]
+    where[here] = True
+    a_masked, b_masked = np.where(where, a, np.nan), np.where(where, b, np.inf)
+    options = {**SMALL, "downsample": downsample, "implementation": implementation}
+    of_crop = jax.value_and_grad(lambda x: jax_msssim.ms_ssim(x, b[here], **options))
+    of_rest = jax.value_and_grad(lambda x: jax_msssim.ms_ssim(x, b_masked, where=where, **options))
+    value, gradient = of_crop(jnp.asarray(a[here]))
+    masked_value, masked_gradient = of_rest(jnp.asarray(a_masked))
+    np.testing.assert_allclose(masked_value, value, rtol=1e-6)
+    np.testing.assert_allclose(masked_gradient[here], gradient, rtol=0, atol=1e-6 * np.abs(gradient).max())
+    assert not np.asarray(masked_gradient)[~where].any()  # exactly 0, under NaN
+
+
+def test_ragged_batch_is_its_images_one_by_one(implementation):
+    sizes = [(32, 40), (21, 29), (40, 23)]
+    pairs = [[x.astype(np.float32) for x in random_pair((*size, 1), seed)] for seed, size in enumerate(sizes)]
+    a, b, where = (np.zeros((3, 40, 40, 1), dtype) for dtype in (np.float32, np.float32, bool))
+    for i, (x, y) in enumerate(pairs):
+        a[i, : x.shape[0], : x.shape[1]], b[i, : x.shape[0], : x.shape[1]] = x, y
+        where[i, : x.shape[0], : x.shape[1]] = True
+    options = {**SMALL, "implementation": implementation}
+    one_by_one = [jax_msssim.ms_ssim(x, y, **options) for x, y in pairs]
+    np.testing.assert_allclose(jax_msssim.ms_ssim(a, b, where=where, **options), one_by_one, rtol=1e-6)
+    mapped = jax.vmap(lambda x, y, w: jax_msssim.ms_ssim(x, y, where=w, **options))(a, b, where)
+    np.testing.assert_allclose(mapped, one_by_one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_never_see_masked_pixels(name, implementation):
+    a, b = (x.astype(np.float32) for x in random_pair((2, 40, 36, 1)))
+    where = np.random.default_rng(2).random(a.shape) > 0.01
+    where[:, :16, 16:] = False
+    loss = getattr(jax_msssim, name)
+    options = {**LOSSES[name], "where": where, "min_coverage": 0.7, "implementation": implementation}
+
+    def value_and_gradient(fill):
+        x, y = np.where(where, a, np.float32(fill)), np.where(where, b, np.float32(-fill))
+        return jax.value_and_grad(lambda x: loss(x, y, **options).sum())(jnp.asarray(x))
+
+    value, gradient = value_and_gradient(0)
+    for fill in (1e30, np.inf, np.nan):
+        other_value, other_gradient = value_and_gradient(fill)
+        assert other_value == value
+        np.testing.assert_array_equal(other_gradient, gradient)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    assert not np.asarray(gradient)[~where].any()
+    assert np.asarray(gradient)[where].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_image_without_a_counted_position(name, implementation):
+    a, b = (x.astype(np.float32) for x in random_pair((2, 40, 36, 1)))
+    where = np.ones(a.shape, bool)
+    where[0] = False
+    loss = getattr(jax_msssim, name)
+    options = {**LOSSES[name], "where": where, "implementation": implementation}
+    values = loss(a, b, **options)
+    assert np.isnan(values[0])
+    assert np.isfinite(values[1])
+    gradient = jax.grad(lambda x: jnp.nanmean(loss(x, b, **options)))(jnp.asarray(a))
+    assert np.isfinite(gradient).all()
+    assert not np.asarray(gradient[0]).any()
+    assert np.asarray(gradient[1]).any()
+
+
+def test_corner_hole_of_a_volume(implementation):
+    # Away from the hole the map is as if it were not there; next to it, it is not defined.
+    a, b = random_pair((12, 13, 14, 1))
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    where = np.ones(a.shape, bool)
+    where[:4, :4, :4] = False
+    options = {"filter_size": 5, "spatial_ndim": 3, "implementation": implementation}
+    similarity, whole = (jax_msssim.ssim_map(a, b, **options, **mask) for mask in ({"where": where}, {}))
+    touched = np.zeros(whole.shape, bool)
+    touched[:4, :4, :4] = True
+    np.testing.assert_array_equal(np.isnan(similarity), touched)
+    np.testing.assert_allclose(np.asarray(similarity)[~touched], np.asarray(whole)[~touched], rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_derivatives(implementation, x64):
+    a, b = random_pair((2, 19, 18, 1))
+    where = np.random.default_rng(3).random(a.shape) > 0.05
+    direction = np.random.default_rng(4).standard_normal(a.shape)
+
+    @jax.jit
+    def function(x, y):
+        options = {"filter_size": 5, "power_factors": (0.5, 0.5), "min_coverage": 0.8}
+        return jax_msssim.ms_ssim(x, y, where=where, implementation=implementation, **options).sum()
+
+    step = 1e-6 * direction
+    slope_a = (function(a + step, b) - function(a - step, b)) / 2e-6
+    slope_b = (function(a, b + step) - function(a, b - step)) / 2e-6
+    gradients = jax.grad(function, (0, 1))(a, b)
+    np.testing.assert_allclose([(g * direction).sum() for g in gradients], [slope_a, slope_b], rtol=1e-6)
+    zeros = np.zeros_like(a)
+    np.testing.assert_allclose(
+        jax.jvp(function, (a, b), (direction, zeros))[1], (jax.grad(function)(a, b) * direction).sum(), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("shape", [(31, 1), (27, 13, 2), (15, 9, 8, 1)])
+def test_blocks(shape, small_blocks, x64):
+    # Blocks of a few rows, the last one ragged, against the reference without blocks.
+    a, b = random_pair(shape)
+    options = {"where": np.random.default_rng(5).random(shape) > 0.05, "min_coverage": 0.7}
+    options |= {"filter_size": 5, "spatial_ndim": len(shape) - 1}
+
+    def value_and_gradient(implementation):
+        return jax.value_and_grad(lambda x: jax_msssim.ssim(x, b, implementation=implementation, **options))(a)
+
+    for stencil, conv in zip(value_and_gradient("stencil"), value_and_gradient("conv"), strict=True):
+        np.testing.assert_allclose(stencil, conv, rtol=0, atol=1e-12)
+
+
+def test_without_a_mask_no_mask_operation(implementation):
+    a = jnp.zeros((32, 32, 1))
+    options = {"power_factors": (0.5, 0.5), "filter_size": 5, "implementation": implementation}
+    plain = str(jax.make_jaxpr(lambda x: jax_msssim.ms_ssim(x, x, **options))(a))
+    masked = str(jax.make_jaxpr(lambda x: jax_msssim.ms_ssim(x, x, where=x > -1, **options))(a))
+    assert "bool[32,32" not in plain
+    assert "bool[32,32" in masked
+
+
+MASK = np.ones((2, 20, 20, 1), bool)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (TypeError, "boolean", {"where": MASK.astype(float)}),
+        (TypeError, "Wrap it", {"where": [True]}),
+        (ValueError, r"where\[..., None\]", {"where": MASK[..., 0]}),
+        (ValueError, "rank", {"where": MASK[:, :, 1:]}),
+        (ValueError, 'use padding="valid" or "same"', {"where": MASK, "padding": "reflect"}),
+        (
+            ValueError,
+            'use downsample="edge" or "floor"',
+            {"where": MASK, "downsample": "zero"},
+        ),
+        (ValueError, "min_coverage", {"min_coverage": 0}),
+        (ValueError, "min_coverage", {"min_coverage": 1.5}),
+    ],
+)
+def test_errors(error, message, options):
+    a = np.zeros((2, 20, 20, 1), np.float32)
+    with pytest.raises(error, match=message):
+        jax_msssim.ms_ssim(a, a, power_factors=(0.5, 0.5), filter_size=5, **options)
