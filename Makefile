@@ -12,13 +12,14 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --
 INSTALL = $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: help test test-slow doctest demo conventions lint clean
+.PHONY: help test test-slow doctest demo bench conventions lint clean
 
 help:
 	@echo "make test     run the test suite (ARGS= for pytest)"
 	@echo "make test-slow  run its slow part, left out above"
 	@echo "make doctest  run the examples in the docstrings"
 	@echo "make demo     train a small denoiser on MS-SSIM and show what it restores"
+	@echo "make bench    time this library and the others (installs them: gigabytes)"
 	@echo "make conventions  compare with other programs, and write the table of docs/conventions.md"
 	@echo "make lint     ruff and pyright"
 	@echo "make clean    remove the environment"
@@ -34,6 +35,9 @@ doctest: $(VENV)/test.installed
 
 demo: $(VENV)/demo.installed
 	$(BIN)/python notebooks/demo.py
+
+bench: $(VENV)/bench.installed
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 conventions: $(VENV)/test.installed $(VENV)/peers.installed
 	$(BIN)/python docs/make_conventions.py

@@ -92,7 +92,7 @@ def _each_scale(images: Images, options: Options, downsample: str, terms):
     return means
 
 
-def _log_positive(dissimilarity, negative: str):
+def _log_positive(dissimilarity: jax.Array, negative: str) -> jax.Array:
     """``log x`` for ``x = 1 - dissimilarity``, which a fractional power needs to be positive."""
     if negative == "shift":  # (1 + x) / 2, kept above 0 where x rounds to -1
         return jnp.log1p(-jnp.minimum(dissimilarity / 2, 1 - jnp.finfo(dissimilarity.dtype).epsneg))

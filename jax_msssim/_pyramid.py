@@ -87,7 +87,7 @@ def smallest_side(size: int, rule: str, times: int) -> int:
     return size * 2**times if rule == "floor" else (size - 1) * 2**times + 1
 
 
-def evened(x: jax.Array, rule: str, spatial_ndim: int, black: jax.Array | None = None) -> jax.Array:
+def evened(x: jax.Array, rule: str, spatial_ndim: int, black: jax.Array | float = 0.0) -> jax.Array:
     """``x`` with an even number of pixels along each spatial axis; ``black`` is a pixel of value 0, for ``"zero"``."""
     axes = spatial_axes(x, spatial_ndim)
     odd = [axis for axis in axes if x.shape[axis] % 2 == 1]
@@ -143,7 +143,7 @@ def _mirrored(x, axis, margin, skipped):
     return jnp.concatenate([jnp.flip(before, axis), x, jnp.flip(after, axis)], axis)
 
 
-def _surrounded(x, margins, pixel):
+def _surrounded(x: jax.Array, margins, pixel: jax.Array | float) -> jax.Array:
     inside = [size if any(margin) else 1 for size, margin in zip(x.shape, margins, strict=True)]
     return jnp.where(jnp.pad(jnp.ones(inside, bool), margins), jnp.pad(x, margins), pixel)
 

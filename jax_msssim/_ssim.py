@@ -162,8 +162,8 @@ def _map(images: Images, options: Options) -> jax.Array:
         scale, c1, c2 = first_scale(images, options)
         local = LOCAL[options.implementation]
         scale = padded(scale, options)
-        similarity = 1 - local.term_map("similarity", scale, c1, c2, options.window)
-        counted = local.counted(scale, options.window)
+        similarity: jax.Array = 1 - local.term_map("similarity", scale, c1, c2, options.window)
+        counted: jax.Array | None = local.counted(scale, options.window)
         return similarity if counted is None else jnp.where(counted, similarity, jnp.nan)
 
 

@@ -252,7 +252,7 @@ def _moments_jvp(stencil: Stencil, primals, tangents):
     return moments, Moments(*derivative)
 
 
-def _coverage(stencil: Stencil, valid):
+def _coverage(stencil: Stencil, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The window's weight of valid pixels (1 where there is none, to divide by), and where a position counts."""
     weights = valid, 1 - valid
     for axis, step in stencil.axes:

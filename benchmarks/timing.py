@@ -1,0 +1,70 @@
+"""How long calls take, when they take turns: what disturbs the machine for a while then disturbs them all."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MIN_ROUNDS = 2
+SECONDS_EACH = 4.0  # for all the rounds of one contestant, as far as MIN_ROUNDS allows
+SLOW = 3.0  # seconds: a call as long as this needs no warm-up, unless it compiles
+MIN_SAMPLE = 0.05  # seconds: a shorter call is repeated and counted as the mean
+PAUSE = 0.02  # seconds before each sample, for the threads of the one before to go to sleep
+
+
+class Contestant(NamedTuple):
+    """A call, and how to wait for its result."""
+
+    call: Callable[[], Any]
+    wait: Callable[[Any], Any]
+    compiles: bool = True
+    # On a GPU calls are queued and only the last is waited for: a training loop does not wait either.
+    queued: bool = False
+
+
+class Timing(NamedTuple):
+    """Seconds a call, and how many samples were taken."""
+
+    median: float
+    first_quartile: float
+    third_quartile: float
+    rounds: int
+
+
+def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Timing]:
+    """Time all of them, A B C A B C ...; the slow ones sit out the later rounds."""
+    samples: dict[str, list[float]] = {}
+    for name, contestant in contestants.items():
+        first = _seconds(contestant)
+        samples[name] = [first] if first > SLOW and not contestant.compiles else []
+
+    repeats = dict.fromkeys(contestants, 1)
+    wanted = dict.fromkeys(contestants, rounds)
+    for turn in range(rounds):
+        for name, contestant in contestants.items():
+            if len(samples[name]) >= wanted[name]:
+                continue
+            time.sleep(PAUSE)
+            samples[name].append(_seconds(contestant, repeats[name]))
+            if turn == 0:
+                once = samples[name][0]
+                repeats[name] = max(1, round(MIN_SAMPLE / once))
+                wanted[name] = min(rounds, max(MIN_ROUNDS, math.ceil(SECONDS_EACH / once)))
+    return {name: _timing(seconds) for name, seconds in samples.items()}
+
+
+def _seconds(contestant: Contestant, repeats: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = contestant.call()
+        if not contestant.queued:
+            contestant.wait(result)
+    contestant.wait(result)
+    return (time.perf_counter() - start) / repeats
+
+
+def _timing(seconds: list[float]) -> Timing:
+    first, median, third = np.percentile(seconds, [25, 50, 75])
+    return Timing(float(median), float(first), float(third), len(seconds))
