@@ -22,6 +22,7 @@ from jax_msssim import conventions  # noqa: E402
 PACKAGES = {
     "piq": "piq",
     "pytorch_msssim": "pytorch-msssim",
+    "tensorflow": "tensorflow-cpu",
     "skimage": "scikit-image",
     "dm_pix": "dm-pix",
     "metrax": "google-metrax",

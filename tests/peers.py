@@ -73,6 +73,19 @@ def dm_pix(module, a, b):
         return float(module.ssim(*(jax.numpy.asarray(x, jax.numpy.float32) for x in (a, b))))
 
 
+def tensorflow(name):
+    def function(module, a, b):
+        images = [module.constant(np.asarray(x, np.float32)[None]) for x in (a, b)]
+        return float(getattr(module.image, name)(*images, max_val=1.0)[0])
+
+    return function
+
+
+def keras(module, a, b):
+    images = [np.asarray(x, np.float32)[None] for x in (a, b)]
+    return float(np.asarray(module.ops.image.ssim(*images, max_val=1.0, data_format="channels_last")).mean())
+
+
 def metrax(module, a, b):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         images = [jax.numpy.asarray(x, jax.numpy.float32)[None] for x in (a, b)]
@@ -96,6 +109,9 @@ PEERS = [
     Peer("kornia", "KORNIA", "ssim", "kornia", kornia),
     Peer("MONAI", "MONAI", "ssim", "monai", monai("SSIMMetric")),
     Peer("MONAI", "MONAI", "ms_ssim", "monai", monai("MultiScaleSSIMMetric", weights=BETAS), 2e-5),  # float32
+    Peer("TensorFlow", "TENSORFLOW", "ssim", "tensorflow", tensorflow("ssim"), 2e-5),  # float32
+    Peer("TensorFlow", "TENSORFLOW", "ms_ssim", "tensorflow", tensorflow("ssim_multiscale")),
+    Peer("Keras", "TENSORFLOW", "ssim", "keras", keras, 2e-5),  # float32
     Peer("scikit-image, default", "SKIMAGE", "ssim", "skimage", scikit_image()),
     Peer("scikit-image, Wang's options", "SKIMAGE_WANG", "ssim", "skimage", scikit_image(**WANG)),
     Peer("dm_pix", "DM_PIX", "ssim", "dm_pix", dm_pix),
