@@ -88,6 +88,7 @@ def test_rectangle_is_its_crop(height, width, downsample, implementation):
     assert not np.asarray(masked_gradient)[~where].any()  # exactly 0, under NaN
 
 
+@pytest.mark.slow
 def test_ragged_batch_is_its_images_one_by_one(implementation):
     sizes = [(32, 40), (21, 29), (40, 23)]
     pairs = [[x.astype(np.float32) for x in random_pair((*size, 1), seed)] for seed, size in enumerate(sizes)]
@@ -102,6 +103,7 @@ def test_ragged_batch_is_its_images_one_by_one(implementation):
     np.testing.assert_allclose(mapped, one_by_one, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_never_see_masked_pixels(name, implementation):
     a, b = (x.astype(np.float32) for x in random_pair((2, 40, 36, 1)))

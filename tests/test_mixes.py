@@ -61,6 +61,7 @@ def test_kornia(implementation):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["pyramid", "single_resolution"])
 def test_gradient(form, implementation, x64):
     a, b = random_pair((21, 24, 1))

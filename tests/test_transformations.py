@@ -156,6 +156,7 @@ def test_relu_has_no_gradient_below_zero(implementation, x64):
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.slow
 def test_forward_and_reverse_mode_agree(implementation, x64):
     a, b = random_pair((9, 10, 1))
     da, db = random_pair((9, 10, 1), seed=1)
