@@ -420,7 +420,7 @@ def _weights(stencil: Stencil, like, fresh, counted):
     axis, step = stencil.axes[0]
     shape = [1] * like.ndim
     shape[axis] = -1
-    return weights * jnp.repeat(fresh, step).reshape(shape)
+    return weights * jnp.repeat(fresh, step, axis=0).reshape(shape)
 
 
 @_stage(1)

@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from compat import enable_x64
 
 from jax_msssim import _stencil
 
@@ -17,7 +18,7 @@ def implementation(request):
 
 @pytest.fixture
 def x64():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         yield
 
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from compat import enable_x64
 from images import noisy_camera, p2d
 
 import jax_msssim
@@ -13,7 +14,7 @@ from jax_msssim import fit_power_factors, gaussian_window, uniform_window
 def precision(request):
     # The golden values have ten decimals: half of the last one is 5e-11 / 0.36 = 1.4e-10 of the smallest. The
     # rounding of float32 pixels is 6e-8, that of max_val and of the sums some times as much.
-    with jax.enable_x64(request.param == "float64"):
+    with enable_x64(request.param == "float64"):
         yield request.param, {"float32": 2e-6, "float64": 1e-9}[request.param]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from compat import enable_x64
 from images import photograph, photographs, random_pair, smooth_pair
 
 import jax_msssim
@@ -62,7 +63,7 @@ def test_float32_against_float64(implementation):
 def test_mean_over_eight_million_positions(function):
     # One float32 sum over so many positions would be off by 1e-4 or more.
     a, b = (x.astype(np.float32) for x in random_pair((2160, 3840, 1)))
-    with jax.enable_x64(True):
+    with enable_x64(True):
         exact = float(function(a.astype(np.float64), b.astype(np.float64)))
     for implementation in ("stencil", "conv"):
         assert abs(float(function(a, b, implementation=implementation)) - exact) <= 5e-6
