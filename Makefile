@@ -12,32 +12,50 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --
 INSTALL = $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: help test test-slow doctest demo bench conventions lint clean
+.PHONY: help test test-slow doctest coverage demo notebooks docs bench stress conventions lint clean
 
 help:
-	@echo "make test     run the test suite (ARGS= for pytest)"
-	@echo "make test-slow  run its slow part, left out above"
-	@echo "make doctest  run the examples in the docstrings"
-	@echo "make demo     train a small denoiser on MS-SSIM and show what it restores"
-	@echo "make bench    time this library and the others (installs them: gigabytes)"
-	@echo "make conventions  compare with other programs, and write the table of docs/conventions.md"
-	@echo "make lint     ruff and pyright"
-	@echo "make clean    remove the environment"
+	@echo "make test       run the test suite (ARGS= for pytest, TEST_GROUP=oldest for the oldest JAX)"
+	@echo "make test-slow  run its slow part, left out above: the notebooks and the documentation, too"
+	@echo "make doctest    run the examples in the docstrings"
+	@echo "make coverage   run both parts and tell which lines and branches they leave out"
+	@echo "make demo       train a small denoiser on MS-SSIM and show what it restores"
+	@echo "make notebooks  execute the notebooks and write them back"
+	@echo "make docs       build the documentation into docs/_build/html"
+	@echo "make bench      time this library and the others (installs them: gigabytes)"
+	@echo "make stress     compare with the others on hard pairs, and write docs/stress.md (the same)"
+	@echo "make conventions  compare with other programs, and write the table of docs/conventions.md (the same)"
+	@echo "make lint       ruff and pyright"
+	@echo "make clean      remove the environment"
 
-test: $(VENV)/test.installed
+TEST_GROUP ?= test
+
+test: $(VENV)/$(TEST_GROUP).installed
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/test.installed
+test-slow: $(VENV)/test-slow.installed
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 doctest: $(VENV)/test.installed
 	$(BIN)/python -m pytest --doctest-modules jax_msssim
 
+coverage: $(VENV)/test-slow.installed
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing $(ARGS)
+
 demo: $(VENV)/demo.installed
 	$(BIN)/python notebooks/demo.py
 
+notebooks: $(VENV)/notebooks.installed
+	$(BIN)/python notebooks/execute.py $(ARGS)
+
+docs: $(VENV)/docs.installed
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 bench: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+stress: $(VENV)/bench.installed
+	$(BIN)/python benchmarks/stress.py
 
 conventions: $(VENV)/test.installed $(VENV)/peers.installed
 	$(BIN)/python docs/make_conventions.py

@@ -66,7 +66,7 @@ DM_PIX = Convention(_arguments(), None)
 """``dm_pix.ssim``."""
 
 SKIMAGE = Convention(_arguments(window=tuple(uniform_window(7).tolist()), covariance="sample"), None)
-"""``skimage.metrics.structural_similarity`` as it comes: a uniform window of 7 and the sample covariance."""
+"""``skimage.metrics.structural_similarity`` as it comes, with a uniform window of 7 and the sample covariance."""
 
 SKIMAGE_WANG = Convention(_arguments(), None)
 """The same with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``."""

@@ -1,0 +1,1 @@
+"""What the command ``jax-msssim`` does: files, batches, tables and pictures."""

@@ -1,0 +1,139 @@
+"""Image files as arrays: PNG, JPEG, TIFF and WebP, with all the bits they have."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import imagecodecs
+import numpy as np
+import PIL.Image
+import tifffile
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG_BIT_DEPTH = 24  # offset in the file
+_ORIENTATION = 0x0112  # in EXIF and in TIFF alike
+
+PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is for files of strangers
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it cannot read, it raises as well
+
+
+class ImageError(Exception):
+    """A file that cannot be compared, and why, in one line."""
+
+
+class Image(NamedTuple):
+    """An image as it is displayed."""
+
+    pixels: np.ndarray
+    """``[H, W, C]`` with 1 or 3 channels: uint8, uint16, or float32."""
+    max_val: float
+    """White."""
+    transparent: bool
+    """Whether transparent pixels were laid over white."""
+
+
+def read_image(path: Path, max_val: float | None = None) -> Image:
+    """An image with its orientation applied; transparent pixels lie over white, unrounded.
+
+    Args:
+      path: the file.
+      max_val: the value of white; by default 255 or 65535, as the file has 8 or 16 bits, and 1.0 for floating ones.
+
+    Raises:
+      ImageError: the file is missing, broken, or of a kind that is not supported.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_PNG_BIT_DEPTH + 1)
+        if head.startswith(_TIFF_SIGNATURES):
+            pixels, orientation = _read_tiff(path)
+        else:
+            pixels, orientation = _read_with_pillow(path, deep_png=head[1:4] == b"PNG" and head[-1] == 16)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except PIL.UnidentifiedImageError:
+        raise ImageError(f"{path}: not a PNG, JPEG, TIFF or WebP image") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # of the decoders, each of which has its own
+        raise ImageError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from None
+    depth = {"uint8": 255.0, "uint16": 65535.0}.get(str(pixels.dtype), 1.0)
+    return _over_white(_upright(pixels, orientation), max_val or depth, opaque=depth)
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """BT.601 luma, ``0.299 R + 0.587 G + 0.114 B``, in float32; grey images have it already."""
+    return pixels if pixels.shape[-1] == 1 else pixels @ np.array([[0.299], [0.587], [0.114]], np.float32)
+
+
+def _read_with_pillow(path: Path, deep_png: bool) -> tuple[np.ndarray, int]:
+    with PIL.Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # those are JPEGs of phones, with a preview behind the photograph
+            raise ImageError(f"has {frames} frames, and one is compared")
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if deep_png:  # Pillow would drop the lower 8 bits
+            pixels = imagecodecs.png_decode(path.read_bytes())
+            return pixels.reshape(*pixels.shape[:2], -1), orientation
+        mode = {"1": "L", "P": "RGB", "PA": "RGB"}.get(image.mode, image.mode)
+        if mode not in ("L", "LA", "RGB", "RGBA"):
+            raise ImageError(f"holds {mode} colours: convert it to RGB")
+        if image.has_transparency_data and not mode.endswith("A"):
+            mode += "A"
+        pixels = np.asarray(image.convert(mode))
+        return pixels.reshape(*pixels.shape[:2], -1), orientation
+
+
+def _read_tiff(path: Path) -> tuple[np.ndarray, int]:
+    with tifffile.TiffFile(path) as file:
+        if len(file.pages) != 1:
+            raise ImageError(f"has {len(file.pages)} pages, and one is compared")
+        page = file.pages.first
+        colours = tifffile.PHOTOMETRIC(page.photometric).name
+        jpeg = page.compression == tifffile.COMPRESSION.JPEG  # decodes YCbCr to RGB
+        if colours not in ("MINISBLACK", "RGB") and not (colours == "YCBCR" and jpeg):
+            raise ImageError(f"holds {colours} colours: convert it to grey or RGB")
+        integers = page.sampleformat == 1 and page.bitspersample in (8, 16)
+        if not integers and page.dtype != np.float32:
+            raise ImageError(f"has {page.bitspersample} bits a sample: convert it to 8 or 16, or to float32")
+        if page.axes not in ("YX", "YXS", "SYX"):
+            raise ImageError(f"has the axes {page.axes}, and not those of an image")
+        # The JPEG decoder fills with grey what a truncated file lacks.
+        last = max(start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+        if last > file.filehandle.size:
+            raise ImageError("is truncated")
+        pixels = page.asarray()
+        if page.axes == "SYX":
+            pixels = np.moveaxis(pixels, 0, -1)
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        extra = [tifffile.EXTRASAMPLE(sample).name for sample in page.extrasamples]
+        if extra == ["ASSOCALPHA"] and integers and (pixels[..., -1] == np.iinfo(pixels.dtype).max).all():
+            pixels = pixels[..., :-1]
+        elif extra and (extra != ["UNASSALPHA"] or not integers):
+            raise ImageError(f"has extra channels ({', '.join(extra)}): convert it to grey or RGB without them")
+        if not integers and not np.isfinite(pixels).all():
+            raise ImageError("holds NaN or infinite pixels")
+        return pixels, page.tags.valueof(_ORIENTATION, 1)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The image as viewers show it; the eight orientations are a transposition and two flips."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]
+
+
+def _over_white(pixels: np.ndarray, white: float, opaque: float) -> Image:
+    if pixels.shape[-1] in (1, 3):
+        return Image(pixels, white, transparent=False)
+    colours, alpha = pixels[..., :-1], pixels[..., -1:]
+    if (alpha == opaque).all():
+        return Image(colours, white, transparent=False)
+    opacity = alpha / np.float32(opaque)
+    return Image(colours * opacity + np.float32(white) * (1 - opacity), white, transparent=True)

@@ -1,0 +1,130 @@
+"""The values of all pairs as tables, as CSV and as JSON."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jax_msssim._command_line.compare import Failure, Result, Settings
+
+_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "ms_ssim_db": "MS-SSIM (dB)", "dssim": "D-SSIM"}
+_WORST = 5
+
+
+class _Row(NamedTuple):
+    """A line of the summary: ``mean``, ``median``, or ``worst`` and a pair."""
+
+    kind: str
+    pair: str
+    values: dict[str, float | None]
+
+
+def print_pair(result: Result, settings: Settings, stream: TextIO) -> None:
+    """One metric a line."""
+    values = result.values._asdict()
+    if not stream.isatty():
+        for name in _columns(settings):
+            print(name, _exact(values[name]), sep="\t", file=stream)
+        return
+    table = Table("metric", "value")
+    table.columns[1].justify = "right"
+    for name in _metrics(settings):
+        scales = values["scales"] if name.startswith("ms") else None
+        title = _TITLES[name] if scales in (None, 5) else f"{_TITLES[name]}, {scales} scales"
+        table.add_row(title, _rounded(name, values[name]))
+    Console(file=stream).print(table)
+
+
+def print_summary(results: Sequence[Result], settings: Settings, stream: TextIO) -> None:
+    """Mean and median of each metric, and the worst few pairs."""
+    names, rows = _metrics(settings), _summary(results, settings)
+    if not stream.isatty():
+        print("row", "pair", *names, sep="\t", file=stream)
+        for row in rows:
+            print(row.kind, row.pair, *(_exact(row.values[name]) for name in names), sep="\t", file=stream)
+        return
+    title = f"{len(results)} pairs, the worst by {_TITLES[_ranked_by(results)]}"
+    table = Table("", *(_TITLES[name] for name in names), title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(Text(row.pair or row.kind), *(_rounded(name, row.values[name]) for name in names))
+        if row.kind == "median":
+            table.add_section()
+    Console(file=stream).print(table)
+
+
+def to_csv(results: Sequence[Result], settings: Settings) -> bytes:
+    """A line for each pair; empty for what a pair does not have."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = _columns(settings)
+    writer.writerow(["reference", "test", *names])
+    for pair, values, _ in results:
+        cells = (getattr(values, name) for name in names)
+        writer.writerow([pair.reference, pair.test, *("" if cell is None else _exact(cell) for cell in cells)])
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def to_json(results: Sequence[Result], failures: Sequence[Failure], settings: Settings) -> bytes:
+    """All pairs, those that failed and why, and the summary; null for what does not exist or is infinite."""
+
+    def finite(values, names):
+        return {
+            name: float(_exact(values[name])) if values[name] is not None and math.isfinite(values[name]) else None
+            for name in names
+        }
+
+    def files(pair):
+        return {"reference": str(pair.reference), "test": str(pair.test)}
+
+    rows = _summary(results, settings)
+    content = {
+        "pairs": [files(pair) | finite(values._asdict(), _columns(settings)) for pair, values, _ in results],
+        "failed": [{"pair": failure.name, "error": failure.reason} for failure in failures],
+        "mean": finite(rows[0].values, _metrics(settings)),
+        "median": finite(rows[1].values, _metrics(settings)),
+        "worst": [row.pair for row in rows[2:]],
+    }
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _metrics(settings: Settings) -> list[str]:
+    return [name for name in _TITLES if settings.convention.ms_ssim is not None or not name.startswith("ms")]
+
+
+def _columns(settings: Settings) -> list[str]:
+    return _metrics(settings) + ["scales"] * (settings.convention.ms_ssim is not None)
+
+
+def _summary(results: Sequence[Result], settings: Settings) -> list[_Row]:
+    columns = {
+        name: [value for result in results if (value := getattr(result.values, name)) is not None]
+        for name in _metrics(settings)
+    }
+    averages = [
+        _Row(kind, "", {name: average(column) if column else None for name, column in columns.items()})
+        for kind, average in (("mean", statistics.fmean), ("median", statistics.median))
+    ]
+    worst = sorted(results, key=lambda result: getattr(result.values, _ranked_by(results)))[:_WORST]
+    return averages + [_Row("worst", result.pair.name, result.values._asdict()) for result in worst]
+
+
+def _ranked_by(results: Sequence[Result]) -> str:
+    return "ssim" if any(result.values.ms_ssim is None for result in results) else "ms_ssim"
+
+
+def _rounded(name: str, value: float | None) -> str:
+    decimals = 2 if _TITLES[name].endswith("(dB)") else 5
+    return "n/a" if value is None else f"{value:.{decimals}f}"
+
+
+def _exact(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.7g}"

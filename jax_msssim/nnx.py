@@ -1,0 +1,276 @@
+"""SSIM, MS-SSIM and D-SSIM as metrics of Flax NNX: the mean over all images seen, kept on the device.
+
+They need Flax: ``pip install "jax_msssim[flax]"``. Each is an ``nnx.Metric``, alone or in an ``nnx.MultiMetric``
+beside others, whose keyword arguments it ignores. Under ``nnx.jit`` it is an argument, as a model is. Of a batch
+sharded over devices only the values, one per image, move between them. It is a pytree, too: ``jax.jit`` can take
+and return it, and the ``TrainState`` of Flax Linen can hold it,
+
+>>> from flax.training import train_state
+>>> class TrainState(train_state.TrainState):
+...     metric: nnx.Metric
+
+made by ``TrainState.create(metric=MSSSIM(), ...)``; the jitted step calls ``state.metric.update(...)`` and returns
+the state. For clu no class is needed::
+
+    MSSSIM = clu.metrics.Average.from_fun(lambda predictions, targets, **_: jax_msssim.ms_ssim(predictions, targets))
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Self, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+try:
+    from flax import nnx
+except ImportError as error:
+    raise ImportError('jax_msssim.nnx needs Flax 0.12.6 or newer: pip install "jax_msssim[flax]".') from error
+
+from jax_msssim._checks import PyramidOptions, SSIMOptions, prepare
+from jax_msssim._losses import dssim_loss, ms_ssim_loss, ssim_loss
+from jax_msssim._ms_ssim import ms_ssim, prepare_ms_ssim
+from jax_msssim._ssim import ssim
+from jax_msssim._windows import check_positive, check_static
+
+__all__ = ["DSSIM", "MSSSIM", "SSIM"]
+
+# No image is larger: what is wrong with options whatever the images, is wrong with these.
+_LARGE = jax.ShapeDtypeStruct((2**62, 2**62, 2**62, 1), jnp.float32)
+
+
+class _MeanOverImages(nnx.Metric):
+    """The mean of a value per image: their float32 sum, what its additions rounded off, and their number."""
+
+    def __init__(self, function: Callable, check: Callable, options: Mapping[str, Any]):
+        parameters = inspect.signature(function).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "where"}
+        for name in options:
+            if name not in defaults:
+                raise TypeError(
+                    f"{type(self).__name__} got an unexpected option {name!r}. It takes {', '.join(defaults)}; "
+                    "where is an argument of update."
+                )
+        static = {name: _static(name, value) for name, value in {**defaults, **options}.items()}
+        check(_LARGE, _LARGE, **static)
+        self.options = tuple(static.items())
+        self.total = nnx.metrics.MetricState(jnp.zeros((), jnp.float32))
+        self.compensation = nnx.metrics.MetricState(jnp.zeros((), jnp.float32))
+        self.count = nnx.metrics.MetricState(jnp.zeros((), jnp.int32))
+
+    def _values(self, predictions, targets, **options) -> jax.Array:
+        """One value per image."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        for variable in (self.total, self.compensation, self.count):
+            variable[...] = jnp.zeros_like(variable[...])
+
+    def update(
+        self,
+        *,
+        predictions: ArrayLike,
+        targets: ArrayLike,
+        mask: ArrayLike | None = None,
+        where: ArrayLike | None = None,
+        **_: Any,
+    ) -> None:
+        """Adds images.
+
+        An image that holds NaN, or in which no position counts, has no value: the mean is NaN from then on, until
+        :meth:`reset`. To leave it out silently would flatter the model that failed on it; ``mask`` leaves it out.
+
+        Args:
+          predictions, targets: images of one shape ``[..., H, W, C]``, with any batch axes or none.
+          mask: boolean, ``[...]``: True for the images that count. The others may hold anything, NaN included; they
+            fill up a last batch, say.
+          where: boolean mask of pixels, as for :func:`jax_msssim.ssim`.
+          **_: arguments of other metrics, ignored.
+
+        Raises:
+          TypeError: as for :func:`jax_msssim.ssim`, or ``mask`` is not boolean.
+          ValueError: as for :func:`jax_msssim.ssim`, or ``mask`` has another shape.
+        """
+        values = self._values(predictions, targets, where=where, **dict(self.options))
+        if mask is not None:
+            _check_mask(mask, values.shape)
+        self._add(*_sum(values, mask))
+
+    def compute(self) -> jax.Array:
+        """The mean over all images since the last reset, NaN if there were none.
+
+        Returns:
+          A scalar: float32, or float64 under ``jax_enable_x64``.
+        """
+        total, compensation, count = (x[...].astype(float) for x in (self.total, self.compensation, self.count))
+        return (total + compensation) / count
+
+    def merge(self, other: Self) -> None:
+        """Adds, in place, the images that another metric has seen; returns nothing and leaves the other as it is.
+
+        Args:
+          other: a metric of the same class with the same options.
+
+        Raises:
+          ValueError: it is not one.
+        """
+        if type(other) is not type(self):
+            raise ValueError(f"other must be a {type(self).__name__} too, got {type(other).__name__}.")
+        mine, theirs = dict(self.options), dict(other.options)
+        different = [f"{name} is {theirs[name]!r}, not {mine[name]!r}" for name in mine if theirs[name] != mine[name]]
+        if different:
+            raise ValueError(f"other must have the same options, but its {', its '.join(different)}.")
+        self._add((other.total[...], other.compensation[...]), other.count[...])
+
+    def _add(self, total: tuple[jax.Array, jax.Array], count: jax.Array) -> None:
+        self.total[...], self.compensation[...] = _two_sum((self.total[...], self.compensation[...]), total)
+        self.count[...] += count
+
+
+class SSIM(_MeanOverImages):
+    """Mean SSIM over images.
+
+    Args:
+      **options: the keyword arguments of :func:`jax_msssim.ssim` but for ``where``, which is an argument of
+        :meth:`update`. They are static: ``max_val`` is one number.
+
+    Raises:
+      TypeError: an option is unknown, or traced.
+      ValueError: an option has a value it cannot have.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 2 * 32 * 32 * 3).reshape(2, 32, 32, 3)
+      >>> metrics = nnx.MultiMetric(ssim=SSIM(max_val=1.0), loss=nnx.metrics.Average("loss"))
+      >>> metrics.update(predictions=0.9 * targets, targets=targets, loss=jnp.array([0.3, 0.1]))
+      >>> {name: f"{value:.4f}" for name, value in metrics.compute().items()}
+      {'ssim': '0.9916', 'loss': '0.2000'}
+
+    References:
+      Wang et al., `Image quality assessment: from error visibility to structural similarity
+      <https://doi.org/10.1109/TIP.2003.819861>`_, 2004.
+    """
+
+    def __init__(self, **options: Unpack[SSIMOptions]):
+        super().__init__(ssim, prepare, options)
+
+    def _values(self, predictions, targets, **options):
+        return 1 - ssim_loss(predictions, targets, **options)
+
+
+class MSSSIM(_MeanOverImages):
+    """Mean MS-SSIM over images.
+
+    Args:
+      negative: ``"relu"``, ``"shift"`` or ``"soft"``, as for :func:`jax_msssim.ms_ssim`.
+      **options: the other keyword arguments of :func:`jax_msssim.ms_ssim` but for ``where``, which is an argument of
+        :meth:`update`. They are static: ``max_val`` is one number, ``power_factors`` one for each scale.
+
+    Raises:
+      TypeError: an option is unknown, or traced.
+      ValueError: an option has a value it cannot have.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 3 * 176 * 176).reshape(3, 176, 176, 1)
+      >>> metric = MSSSIM()
+      >>> metric.update(predictions=0.9 * targets, targets=targets)
+      >>> f"{metric.compute():.4f}"
+      '0.9976'
+      >>> metric.reset()
+      >>> metric.update(predictions=targets, targets=targets, mask=jnp.array([True, True, False]))
+      >>> metric.compute()
+      Array(1., dtype=float32)
+
+    References:
+      Wang, Simoncelli and Bovik, `Multiscale structural similarity for image quality assessment
+      <https://doi.org/10.1109/ACSSC.2003.1292216>`_, 2003.
+    """
+
+    def __init__(self, *, negative: str = "relu", **options: Unpack[PyramidOptions]):
+        super().__init__(ms_ssim, prepare_ms_ssim, {"negative": negative, **options})
+
+    def _values(self, predictions, targets, **options):
+        return 1 - ms_ssim_loss(predictions, targets, **options)
+
+
+class DSSIM(_MeanOverImages):
+    """Mean D-SSIM, ``(1 - SSIM) / 2``, over images.
+
+    Args:
+      **options: as for :class:`SSIM`.
+
+    Raises:
+      TypeError: an option is unknown, or traced.
+      ValueError: an option has a value it cannot have.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.linspace(0, 1, 2 * 32 * 32).reshape(2, 32, 32, 1)
+      >>> metric, other = DSSIM(), DSSIM()
+      >>> metric.update(predictions=targets, targets=targets)
+      >>> other.update(predictions=0.9 * targets, targets=targets)
+      >>> metric.merge(other)
+      >>> f"{other.compute():.4f}, and with two equal pairs {metric.compute():.4f}"
+      '0.0042, and with two equal pairs 0.0021'
+
+    References:
+      Godard et al., `Unsupervised monocular depth estimation with left-right consistency
+      <https://arxiv.org/abs/1609.03677>`_, 2017, equation 2.
+    """
+
+    def __init__(self, **options: Unpack[SSIMOptions]):
+        super().__init__(ssim, prepare, options)
+
+    def _values(self, predictions, targets, **options):
+        return dssim_loss(predictions, targets, **options)
+
+
+def _static(name: str, value):
+    """An option as JAX can compare and hash it: numbers and sequences of numbers as Python's own."""
+    if value is None:
+        return value
+    if name in ("max_val", "filter_sigma", "k1", "k2", "min_coverage"):
+        return check_positive(name, value)
+    if name in ("power_factors", "window"):
+        numbers = check_static(name, value)
+        if numbers.ndim != 1:
+            raise ValueError(f"{name} must be a sequence of numbers, got an array of shape {list(numbers.shape)}.")
+        return tuple(numbers.tolist())
+    return value
+
+
+def _check_mask(mask, batch: tuple[int, ...]) -> None:
+    if not hasattr(mask, "shape") or not hasattr(mask, "dtype"):
+        raise TypeError(f"mask must be a boolean array, got {type(mask).__name__}. Wrap it in jnp.asarray.")
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"mask must be boolean, True for the images that count, got {mask.dtype}: use mask > 0.")
+    if mask.shape != batch:
+        raise ValueError(
+            f"mask must have one value per image, shape {list(batch)}, got {list(mask.shape)}. "
+            "A mask of pixels is passed as where."
+        )
+
+
+@jax.jit
+def _sum(values: jax.Array, mask: jax.Array | None):
+    """The sum of the values that count, with what has been rounded off it, and their number."""
+    count = jnp.asarray(values.size, jnp.int32)
+    if mask is not None:
+        values, count = jnp.where(mask, values, 0), mask.sum(dtype=jnp.int32)
+    rounded = lax.reduce_precision(values, 8, 23)  # to float32; nothing is left of values that are
+    parts = rounded.astype(jnp.float32), (values - rounded).astype(jnp.float32)
+    zeros = jnp.float32(0), jnp.float32(0)
+    return lax.reduce(parts, zeros, _two_sum, tuple(range(values.ndim))), count
+
+
+def _two_sum(x, y):
+    """``x + y``, each a sum and what has been rounded off it (Knuth's exact addition; Neumaier's summation)."""
+    (a, a_rest), (b, b_rest) = x, y
+    total = a + b
+    b_in_total = total - a
+    rest = (a - (total - b_in_total)) + (b - b_in_total)
+    return total, a_rest + b_rest + rest
