@@ -13,19 +13,20 @@ import numpy as np
 from jax import lax
 
 from jax_msssim._pyramid import Scale, mean_positions, spatial_axes, sum_and_difference
-from jax_msssim._terms import Moments, dissimilarity
+from jax_msssim._terms import Moments, value_of
 from jax_msssim._windows import Window
 
 
 def term_map(term, scale: Scale, c1, c2, window: Window) -> jax.Array:
-    """The dissimilarity at every position, ``[..., *positions, C]``, whether it counts or not."""
-    return dissimilarity(term, _moments(scale, window), c1, c2)
+    """The term's value at every position, ``[..., *positions, C]``, whether it counts or not."""
+    return value_of(term, _moments(scale, window), scale.brightness, c1, c2)
 
 
 def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, ...]:
-    """The mean of each term's dissimilarity over the positions that count, ``[..., C]``; NaN where none does."""
+    """The mean of each term's value over the positions that count, ``[..., C]``; NaN where none does."""
     moments, where = _moments(scale, window), counted(scale, window)
-    return tuple(mean_positions(dissimilarity(term, moments, c1, c2), where, window.spatial_ndim) for term in terms)
+    values = (value_of(term, moments, scale.brightness, c1, c2) for term in terms)
+    return tuple(mean_positions(value, where, window.spatial_ndim) for value in values)
 
 
 def counted(scale: Scale, window: Window) -> jax.Array | None:
@@ -50,8 +51,7 @@ def _moments(scale: Scale, window: Window) -> Moments:
     s, d = sum_and_difference(scale.images, scale.means)
     weights = None if scale.valid is None else scale.valid.astype(s.dtype)
     (mean_s, variance_s), (mean_d, variance_d) = (_mean_and_variance(x, weights, window) for x in (s, d))
-    by_sum, by_difference = scale.brightness
-    return Moments(mean_s + by_sum, variance_s, mean_d + by_difference, variance_d)
+    return Moments(mean_s, variance_s, mean_d, variance_d)
 
 
 def _mean_and_variance(x, weights, window: Window):

@@ -1,7 +1,6 @@
 """Losses in Optax's convention: ``(predictions, targets, *, ...)``, one value per image, never reduced."""
 
 import functools
-import math
 from typing import Unpack, cast
 
 import jax
@@ -19,6 +18,7 @@ from jax_msssim._checks import (
     prepare,
 )
 from jax_msssim._ms_ssim import Pyramid, log_ms_ssim, one_minus_ms_ssim, prepare_ms_ssim
+from jax_msssim._pyramid import mean_by_axis
 from jax_msssim._single_resolution import SINGLE_RESOLUTION_OPTIONS, single_resolution
 from jax_msssim._ssim import mean_dissimilarity
 
@@ -310,13 +310,8 @@ def mean_l1(images: Images, options: Options, weights=None) -> jax.Array:
     if weights is not None:
         difference *= weights.reshape((1,) * len(images.batch) + weights.shape)
     axes = range(len(images.batch), a.ndim)
-    total, pixels = difference, jnp.asarray(math.prod(a.shape[axis] for axis in axes), a.dtype)
-    for _ in axes:  # axis by axis: one long float32 sum would lose digits
-        total = total.sum(axes.start)
+    mean = mean_by_axis(difference, axes)
     if valid is not None:
-        pixels = valid.astype(a.dtype)
-        for _ in axes:
-            pixels = pixels.sum(axes.start)
-        total = jnp.where(pixels > 0, total, jnp.nan)
-        pixels = jnp.maximum(pixels, 1)
-    return total / pixels / images.max_val
+        share = mean_by_axis(valid.astype(a.dtype), axes)
+        mean = jnp.where(share > 0, mean / jnp.where(share > 0, share, 1), jnp.nan)
+    return mean / images.max_val

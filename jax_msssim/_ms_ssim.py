@@ -67,11 +67,27 @@ def log_ms_ssim(images: Images, power_factors, options: Options, pyramid: Pyrami
             "similarity" if j == last or pyramid.luminance == "all" else "contrast_structure"
             for j in range(pyramid.scales)
         ]
-        means = [mean for (mean,) in _each_scale(images, options, pyramid.downsample, [(term,) for term in terms])]
-        dissimilarities = jnp.stack(means, axis=-2)  # 1 - x_j: [..., scales, C]
+        names = [*((term,) for term in terms[:-1]), ("similarity", "product")]
+        *finer, (coarsest, product) = _each_scale(images, options, pyramid.downsample, names)
+        dissimilarities = [*(mean for (mean,) in finer), coarsest]  # 1 - x_j, each [..., C]
         if pyramid.channel_mean == "before":
-            dissimilarities = dissimilarities.mean(-1, keepdims=True)
-        return (power_factors[..., None] * _log_positive(dissimilarities, pyramid.negative)).sum(-2)
+            *dissimilarities, product = (x.mean(-1, keepdims=True) for x in (*dissimilarities, product))
+        means = [1 - x for x in dissimilarities]
+        means[last] = _with_value(means[last], product)
+        logs = _log_positive(jnp.stack(dissimilarities, -2), jnp.stack(means, -2), pyramid.negative)
+        return (power_factors[..., None] * logs).sum(-2)
+
+
+@jax.custom_jvp
+def _with_value(x: jax.Array, value: jax.Array) -> jax.Array:
+    """``value``, which is ``x`` but for rounding, with the derivative of ``x``."""
+    del x
+    return value
+
+
+@_with_value.defjvp
+def _with_value_jvp(primals, tangents):
+    return primals[1], tangents[0]
 
 
 def one_minus_ms_ssim(images: Images, power_factors, options: Options, pyramid: Pyramid) -> jax.Array:
@@ -80,7 +96,7 @@ def one_minus_ms_ssim(images: Images, power_factors, options: Options, pyramid: 
 
 
 def _each_scale(images: Images, options: Options, downsample: str, terms):
-    """The means of the terms asked for at each scale, of their dissimilarities."""
+    """The means of the terms asked for at each scale."""
     local = LOCAL[options.implementation]
     scale, c1, c2 = first_scale(images, options)
     means = []
@@ -92,21 +108,21 @@ def _each_scale(images: Images, options: Options, downsample: str, terms):
     return means
 
 
-def _log_positive(dissimilarity: jax.Array, negative: str) -> jax.Array:
+def _log_positive(dissimilarity: jax.Array, x: jax.Array, negative: str) -> jax.Array:
     """``log x`` for ``x = 1 - dissimilarity``, which a fractional power needs to be positive."""
     if negative == "shift":  # (1 + x) / 2, kept above 0 where x rounds to -1
         return jnp.log1p(-jnp.minimum(dissimilarity / 2, 1 - jnp.finfo(dissimilarity.dtype).epsneg))
+    # Whichever of the two is small has digits; each logarithm sees a harmless number where the other is taken.
+    alike = dissimilarity < 0.5
+    log_of_alike = jnp.log1p(-jnp.where(alike, dissimilarity, 0))
     if negative == "relu":  # NaN stays NaN
-        dead = dissimilarity >= 1
-        return jnp.where(dead, LOG_OF_ZERO, jnp.log1p(-jnp.where(dead, 0, dissimilarity)))
-    # x where x >= eps, else eps^2 / (2 eps - x): the same value and slope at eps, and positive everywhere.
-    x = 1 - dissimilarity
-    above = x >= SOFT_EPS
-    return jnp.where(
-        above,
-        jnp.log1p(-jnp.where(above, dissimilarity, 0)),
-        2 * math.log(SOFT_EPS) - jnp.log(2 * SOFT_EPS - jnp.minimum(x, SOFT_EPS)),
-    )
+        dead = x <= 0
+        log_of_unlike = jnp.where(dead, LOG_OF_ZERO, jnp.log(jnp.where(alike | dead, 1, x)))
+    else:
+        # x where x >= eps, else eps^2 / (2 eps - x): the same value and slope at eps, and positive everywhere.
+        soft = SOFT_EPS**2 / (2 * SOFT_EPS - jnp.minimum(x, SOFT_EPS))
+        log_of_unlike = jnp.log(jnp.where(x >= SOFT_EPS, jnp.where(alike, 1, x), soft))
+    return jnp.where(alike, log_of_alike, log_of_unlike)
 
 
 def ms_ssim(

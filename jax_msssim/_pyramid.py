@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_msssim._terms import Brightness
+
 DOWNSAMPLE_RULES = ("edge", "floor", "zero", "edge_start")
 PADDINGS = ("valid", "same", "reflect", "symmetric")
 
@@ -19,13 +21,13 @@ class Scale(NamedTuple):
 
     At the first scale ``images`` are the caller's own, uncopied, and ``means`` are those of a, b and a - b, still
     to be subtracted. At the others ``images`` are the centred sum and difference, and ``means`` is None: halved
-    apart, two images that are nearly equal would be rounded apart. ``brightness`` is the mean of the sum and of
-    the difference. ``valid`` tells which pixels count (None: all); the others hold finite numbers without meaning.
+    apart, two images that are nearly equal would be rounded apart. ``valid`` tells which pixels count (None: all);
+    the others hold finite numbers without meaning.
     """
 
     images: tuple[jax.Array, jax.Array]
     means: tuple[jax.Array, jax.Array, jax.Array] | None
-    brightness: tuple[jax.Array, jax.Array]
+    brightness: Brightness
     valid: jax.Array | None
 
 
@@ -47,7 +49,11 @@ def first_scale(a: jax.Array, b: jax.Array, where: jax.Array | None, spatial_ndi
         where = jnp.broadcast_to(where, a.shape)
         a, b = jnp.where(where, a, 0), jnp.where(where, b, 0)
     mean_a, mean_b, mean_difference = (_channel_means(x, where, spatial_ndim) for x in (a, b, a - b))
-    return Scale((a, b), (mean_a, mean_b, mean_difference), (mean_a + mean_b, mean_difference), where)
+    # From a centred sum and difference, each image is centred by these: by about nothing where it is black.
+    centre_a = (mean_a + (mean_b + mean_difference)) / 2
+    centre_b = (mean_b + (mean_a - mean_difference)) / 2
+    brightness = Brightness(mean_a + mean_b, mean_difference, centre_a, centre_b)
+    return Scale((a, b), (mean_a, mean_b, mean_difference), brightness, where)
 
 
 def next_scale(scale: Scale, rule: str, spatial_ndim: int, halve) -> Scale:
@@ -114,25 +120,29 @@ def spatial_axes(x: jax.Array, spatial_ndim: int) -> range:
 
 def mean_positions(x: jax.Array, counted: jax.Array | None, spatial_ndim: int) -> jax.Array:
     """The mean over the spatial axes, of the positions that count: ``[..., C]``, NaN where none does."""
-    # Rows first, then the row sums: one float32 chain over two million positions is off by 5e-5.
-    axes = range(-spatial_ndim - 1, -1)
+    axes = range(x.ndim - spatial_ndim - 1, x.ndim - 1)
     if counted is None:
-        for axis in axes:
-            x = x.mean(axis)
-        return x
-    total, positions = jnp.where(counted, x, 0), counted.astype(x.dtype)
-    for axis in axes:
-        total, positions = total.sum(axis), positions.sum(axis)
+        return mean_by_axis(x, axes)
+    total, share = (mean_by_axis(y, axes) for y in (jnp.where(counted, x, 0), counted.astype(x.dtype)))
     # Chosen after the division, so that the gradient is 0 and not NaN where no position counts.
-    return jnp.where(positions > 0, total / jnp.maximum(positions, 1), jnp.nan)
+    return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), jnp.nan)
+
+
+def mean_by_axis(x: jax.Array, axes: range) -> jax.Array:
+    """The mean over some axes, one after another.
+
+    One float32 chain over two million positions is off by 5e-5. A sum of sums becomes such a chain, too: XLA makes
+    one of the two, which was off by 1e-5 at 48x48. A mean of means it leaves.
+    """
+    for _ in axes:
+        x = x.mean(axes.start)
+    return x
 
 
 def _black(scale: Scale) -> tuple[jax.Array, jax.Array]:
     """A pixel of value 0 in the coordinates of this scale's images."""
-    by_sum, by_difference = scale.brightness
-    if scale.means is None:
-        return -by_sum, -by_difference
-    return jnp.zeros_like(by_sum), jnp.zeros_like(by_difference)
+    black = -scale.brightness.sum, -scale.brightness.difference
+    return black if scale.means is None else (jnp.zeros_like(black[0]), jnp.zeros_like(black[1]))
 
 
 def _mirrored(x, axis, margin, skipped):
@@ -149,13 +159,16 @@ def _surrounded(x: jax.Array, margins, pixel: jax.Array | float) -> jax.Array:
 
 
 def _channel_means(x, where, spatial_ndim):
-    # Any number near the mean serves, as it is added back exactly: its rounding does not matter.
     axes = spatial_axes(x, spatial_ndim)
     if where is None:
         for axis in axes:
             x = x.mean(axis, keepdims=True)
-        return lax.stop_gradient(x)
-    count = where.astype(x.dtype)
-    for axis in axes:
-        x, count = x.sum(axis, keepdims=True), count.sum(axis, keepdims=True)
-    return lax.stop_gradient(x / jnp.maximum(count, 1))
+    else:
+        count = where.astype(x.dtype)
+        for axis in axes:
+            x, count = x.sum(axis, keepdims=True), count.sum(axis, keepdims=True)
+        x = x / jnp.maximum(count, 1)
+    # Any number near the mean serves, as it is added back, but it must be the same one everywhere: XLA may compute the
+    # mean's last product anew where it is used, unrounded (FMA). So it is rounded once more, by a bit.
+    kind = jnp.finfo(x.dtype)
+    return lax.reduce_precision(lax.stop_gradient(x), exponent_bits=kind.nexp, mantissa_bits=kind.nmant - 1)

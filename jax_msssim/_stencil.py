@@ -31,8 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jax_msssim._pyramid import Scale, sum_and_difference
-from jax_msssim._terms import Moments, dissimilarity
+from jax_msssim._pyramid import Scale, mean_by_axis, sum_and_difference
+from jax_msssim._terms import Brightness, Moments, value_of
 from jax_msssim._windows import Window
 
 # Samples (batch x rows x columns x channels) in a block: about 1.5 MB a map in float32, a dozen of which
@@ -99,17 +99,17 @@ class Operands(NamedTuple):
     c1: jax.Array
     c2: jax.Array
     means: tuple[jax.Array, jax.Array, jax.Array] | None
-    brightness: tuple[jax.Array, jax.Array]
+    brightness: Brightness
     valid: jax.Array | None
 
 
 def term_map(term, scale: Scale, c1, c2, window: Window) -> jax.Array:
-    """The dissimilarity at every position, ``[..., *positions, C]``, whether it counts or not."""
+    """The term's value at every position, ``[..., *positions, C]``, whether it counts or not."""
     stencil, operands = _folded(scale, c1, c2, window)
     s, d = sum_and_difference((operands.first, operands.second), operands.means)
     valid = None if operands.valid is None else operands.valid.astype(s.dtype)
     moments = _moments(stencil, s, d, valid)
-    return stencil.unfold(_dissimilarity(stencil, term, moments, operands.brightness, operands.c1, operands.c2))
+    return stencil.unfold(_value_of(stencil, term, moments, operands.brightness, operands.c1, operands.c2))
 
 
 def counted(scale: Scale, window: Window) -> jax.Array | None:
@@ -121,7 +121,10 @@ def counted(scale: Scale, window: Window) -> jax.Array | None:
 
 
 def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, ...]:
-    """The mean of each term's dissimilarity over the positions that count, ``[..., C]``; NaN where none does."""
+    """The mean of each term's value over the positions that count, ``[..., C]``; NaN where none does.
+
+    ``"product"`` comes with ``"similarity"`` and takes no part in derivatives, which would be the same.
+    """
     stencil, operands = _folded(scale, c1, c2, window)
     return _means(stencil, terms, operands)
 
@@ -269,14 +272,12 @@ def _sum_and_difference(stencil: Stencil, images, means):
     return sum_and_difference(images, means)
 
 
-def _dissimilarity(stencil: Stencil, term, moments: Moments, brightness, c1, c2):
-    moments = Moments(
-        moments.mean_sum + brightness[0],
-        moments.variance_sum * stencil.window.covariance_scale,
-        moments.mean_difference + brightness[1],
-        moments.variance_difference * stencil.window.covariance_scale,
+def _value_of(stencil: Stencil, term, moments: Moments, brightness: Brightness, c1, c2):
+    scale = stencil.window.covariance_scale
+    moments = moments._replace(
+        variance_sum=scale * moments.variance_sum, variance_difference=scale * moments.variance_difference
     )
-    return dissimilarity(term, moments, c1, c2)
+    return value_of(term, moments, brightness, c1, c2)
 
 
 # --- means and their derivative ---------------------------------------------------------------------------
@@ -303,16 +304,16 @@ def _means_jvp(stencil: Stencil, terms, primals, tangents):
         if not isinstance(getattr(tangent, name), jax.custom_derivatives.SymbolicZero)
     }
     means, derivatives = [], []
-    for term in terms:
-        (mean,), gradients = _means_and_gradients(stencil, (term,), tuple(perturbed), operands)
+    for group in [terms] if "product" in terms else [(term,) for term in terms]:
+        (mean, *others), gradients = _means_and_gradients(stencil, group, tuple(perturbed), operands)
         derivative = jnp.zeros_like(mean)
         for (name, dx), gradient in zip(perturbed.items(), gradients, strict=True):
             if name in IMAGES:
                 derivative += _sum_positions(stencil, gradient * dx)
             else:
                 derivative += gradient * dx.reshape(*dx.shape[: -stencil.window.spatial_ndim], 1)
-        means.append(mean)
-        derivatives.append(derivative)
+        means += [mean, *others]
+        derivatives += [derivative, *map(jnp.zeros_like, others)]
     return tuple(means), tuple(derivatives)
 
 
@@ -320,7 +321,7 @@ _means.defjvp(_means_jvp, symbolic_zeros=True)
 
 
 def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
-    """Means of the terms' dissimilarities and, of the only term, their gradients by the names in ``wrt``."""
+    """Means of the terms' values and, of the first term, gradients by the names in ``wrt``."""
     like, valid = operands.first, operands.valid
     axis, step = stencil.axes[0]
     rows = like.shape[axis] // step - stencil.window.halo
@@ -398,9 +399,8 @@ def _block(stencil: Stencil, terms, wrt, operands: Operands, fresh):
         maps = {term: stencil.run(_weighted_map, term, moments, *constants, fresh, counted) for term in terms}
         images = {}
     else:
-        (term,) = terms
         rotated = operands.means is not None  # the images are a and b, not yet their sum and difference
-        maps, spread = stencil.run(_partials, term, wrt, rotated, moments, *constants, fresh, counted, mass)
+        maps, spread = stencil.run(_partials, terms, wrt, rotated, moments, *constants, fresh, counted, mass)
         # The adjoint of the local moments, dM = G dx and dV = 2 (G (x dx) - M G dx), in three linear blurs where
         # one of a and b is differentiated and four otherwise. Pass by pass about the local means it costs 1.35
         # times as much and differs by 3e-7 of the gradient, once the image's mean is out of x.
@@ -425,16 +425,16 @@ def _weights(stencil: Stencil, like, fresh, counted):
 
 @_stage(1)
 def _weighted_map(stencil: Stencil, term, moments: Moments, brightness, c1, c2, fresh, counted):
-    out = _dissimilarity(stencil, term, moments, brightness, c1, c2)
+    out = _value_of(stencil, term, moments, brightness, c1, c2)
     return _weights(stencil, out, fresh, counted) * out
 
 
 @_stage(1, 2, 3)
-def _partials(stencil: Stencil, term, wrt, rotated, moments: Moments, brightness, c1, c2, fresh, counted, mass):
+def _partials(stencil: Stencil, terms, wrt, rotated, moments: Moments, brightness, c1, c2, fresh, counted, mass):
     """Maps to be summed, by name, and the partials by the moments, ready for the transposed blurs."""
 
     def value(moments, c1, c2):
-        return _dissimilarity(stencil, term, moments, brightness, c1, c2)
+        return _value_of(stencil, terms[0], moments, brightness, c1, c2)
 
     shape = moments.mean_sum.shape
     out, pullback = jax.vjp(value, moments, jnp.broadcast_to(c1, shape), jnp.broadcast_to(c2, shape))
@@ -454,8 +454,9 @@ def _partials(stencil: Stencil, term, wrt, rotated, moments: Moments, brightness
     spread = (*means, by_moments.variance_sum, by_moments.variance_difference) if images else ()
     margins = [stencil.window.halo * step for _, step in stencil.axes]
     margin = [(n, n) for n in [0] * (len(shape) - len(margins)) + margins]
-    maps = {term: weights * out, "c1": by_c1, "c2": by_c2}
-    return {name: x for name, x in maps.items() if name in (term, *wrt)}, tuple(jnp.pad(x, margin) for x in spread)
+    values = [out, *(_value_of(stencil, term, moments, brightness, c1, c2) for term in terms[1:])]
+    maps = {term: weights * value for term, value in zip(terms, values, strict=True)} | {"c1": by_c1, "c2": by_c2}
+    return {name: x for name, x in maps.items() if name in (*terms, *wrt)}, tuple(jnp.pad(x, margin) for x in spread)
 
 
 @_stage(1, 2)
@@ -476,6 +477,7 @@ def _gradients(stencil: Stencil, wrt, rotated, s, d, spread, valid):
 @_stage()
 def _sum_positions(stencil: Stencil, x):
     """Sums over the spatial axes, rows first, so that every step but the last adds long rows: ``[..., C]``."""
-    for axis in range(-stencil.window.spatial_ndim, -1):
-        x = x.sum(axis)
-    return stencil.unfold(x).sum(-2)
+    start = x.ndim - stencil.window.spatial_ndim
+    positions = math.prod(x.shape[start:]) // stencil.channels
+    rows = mean_by_axis(x, range(start, x.ndim - 1))
+    return mean_by_axis(stencil.unfold(rows), range(start, start + 1)) * positions
