@@ -182,8 +182,23 @@ def _check_images(names, a, b, spatial_ndim) -> None:
         ),
         exception_type=ValueError,
     )
+    for name, x in zip(names, (a, b), strict=True):
+        _check_sharding(name, x, spatial_ndim)
     if 0 in a.shape[-spatial_ndim - 1 :]:
         raise ValueError(f"{names[0]} and {names[1]} have no pixels: their shape is {list(a.shape)} ([..., {axes}]).")
+
+
+def _check_sharding(name: str, x, spatial_ndim: int) -> None:
+    """On an explicit mesh JAX moves no data by itself; the types of an automatic one know of no sharding."""
+    kind = jax.typeof(x)
+    batch = x.ndim - spatial_ndim - 1
+    for axis, over in zip(AXES[spatial_ndim].split(", "), kind.sharding.spec[batch:], strict=True):
+        if over is not None:
+            kept = ", ".join(map(repr, kind.sharding.spec[:batch]))
+            raise ValueError(
+                f"{name}, {kind}, is sharded along {axis}: on an explicit mesh only the batch can be. "
+                f"Pass jax.reshard(x, jax.P({kept}))."
+            )
 
 
 def _check_size(names, shape, padding: str, taps: int, scales: int, downsample: str) -> None:

@@ -1,0 +1,136 @@
+"""Plants faults in the library, one at a time, and asks the quicker tests to find each: ``python tests/mutations.py``.
+
+A fault is a line changed in a copy of the package. What the tests let pass is listed at the end, with exit status 1.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import track
+
+ROOT = Path(__file__).parents[1]
+# A minute for all of them, less where the first one fails. Those of other programs and of transformations are left out.
+TESTS = (
+    "test_golden.py",
+    "test_oracle.py",
+    "test_masks.py",
+    "test_mixes.py",
+    "test_numerics.py",
+    "test_checks.py",
+    "test_stress.py",
+)
+TESTS += ("test_structure.py", "test_nnx.py", "test_transformations.py")
+
+
+class Fault(NamedTuple):
+    """A line of a file, and what it becomes."""
+
+    file: str
+    right: str
+    wrong: str
+
+
+FAULTS = [
+    # Constants.
+    Fault("_ms_ssim.py", "WANG2003 = (0.0448, 0.2856,", "WANG2003 = (0.0449, 0.2856,"),
+    Fault("_ms_ssim.py", "SOFT_EPS = 1e-2", "SOFT_EPS = 2e-2"),
+    Fault("_ssim.py", "(k * max_val) ** 2", "(k * max_val**2)"),
+    Fault("_checks.py", "k2: float = 0.03", "k2: float = 0.3"),
+    Fault("_checks.py", '"uint16": 65535.0', '"uint16": 65536.0'),
+    Fault("_windows.py", "offsets = np.arange(size) - size // 2", "offsets = np.arange(size) - size / 2"),
+    Fault("_windows.py", "np.exp(-0.5 *", "np.exp(-1.0 *"),
+    Fault("_windows.py", "return weights / math.fsum(weights)", "return weights / weights.max()"),
+    Fault("_single_resolution.py", "SIGMAS = (0.5, 1.0, 2.0, 4.0, 8.0)", "SIGMAS = (0.5, 1.0, 2.0, 4.0, 4.0)"),
+    # Terms.
+    Fault("_terms.py", "return 2 * d / (s + d + c)", "return d / (s + d + c)"),
+    Fault("_terms.py", "2 * c1)", "c1)"),
+    Fault("_terms.py", "luminance * (1 - structure)", "luminance"),
+    Fault("_terms.py", "((2 - value) * dd - value", "((1 - value) * dd - value"),
+    Fault("_terms.py", "(ds + dc)) / total", "ds) / total"),
+    Fault("_terms.py", "luminance * (covariance + 2 * c2)", "luminance * (covariance + c2)"),
+    Fault("_ms_ssim.py", "means[last] = _with_value(means[last], product)", "pass"),
+    # Local moments and their derivative.
+    Fault("_stencil.py", "[(part - new_mean) ** 2 for part in parts]", "[part**2 - new_mean**2 for part in parts]"),
+    Fault("_stencil.py", "new_variance += _blur_axis(stencil, variance, axis, step)", "pass"),
+    Fault("_stencil.py", "taps=self.window.taps[::-1]", "taps=self.window.taps"),
+    Fault("_stencil.py", "return (*((axis, 1) for", "return (*((axis, self.channels) for"),
+    Fault(
+        "_stencil.py", "2 * moments.mean_sum * by_moments.variance_sum", "moments.mean_sum * by_moments.variance_sum"
+    ),
+    Fault("_stencil.py", "by_s, by_d = 2 * s * variance_s", "by_s, by_d = s * variance_s"),
+    Fault("_stencil.py", '"second": by_s - by_d} if rotated', '"second": by_s + by_d} if rotated'),
+    Fault("_stencil.py", "2 * (by_square - mean * by_mean)", "2 * by_square"),
+    Fault("_stencil.py", ">= i * height).astype", ">= 0).astype"),
+    Fault("_stencil.py", "start = jnp.minimum(i * height, rows - height)", "start = i * height"),
+    Fault("_stencil.py", "new_mean = share * _weighted_sum", "new_mean = _weighted_sum"),
+    Fault("_stencil.py", "(missing <= 1 - stencil.window.min_coverage)", "(missing < 1 - stencil.window.min_coverage)"),
+    Fault("_stencil.py", "return x / 2**spatial_ndim", "return x / 4"),
+    Fault("_conv.py", "window.covariance_scale * jnp.maximum", "jnp.maximum"),
+    Fault("_conv.py", "/ 2**spatial_ndim for x in (s, d)", "/ 4 for x in (s, d)"),
+    # The pyramid.
+    Fault("_pyramid.py", "return (a - mean_a) + (b - mean_b), (a - b) - mean_difference", "return a + b, a - b"),
+    Fault("_pyramid.py", "black = -scale.brightness.sum,", "black = scale.brightness.sum,"),
+    Fault("_pyramid.py", "lax.slice_in_dim(x, size - 1, size, axis=axis)", "lax.slice_in_dim(x, 0, 1, axis=axis)"),
+    Fault("_pyramid.py", "[(1, 0) if axis in odd", "[(0, 1) if axis in odd"),
+    Fault("_pyramid.py", 'skipped = 1 if padding == "reflect"', 'skipped = 0 if padding == "reflect"'),
+    Fault("_pyramid.py", 'share == 1 if rule == "floor" else some', "some"),
+    Fault("_pyramid.py", "size * 2**times if rule", "size * 2**times - 1 if rule"),
+    # MS-SSIM and the losses.
+    Fault("_ms_ssim.py", '"similarity" if j == last or', '"similarity" if'),
+    Fault("_ms_ssim.py", 'if pyramid.channel_mean == "before"', 'if pyramid.channel_mean == "after"'),
+    Fault("_ms_ssim.py", "return -jnp.expm1(log_ms_ssim(", "return 1 - jnp.exp(log_ms_ssim("),
+    Fault("_ms_ssim.py", "which = int(j == len(terms) - 1)", "which = 0"),
+    Fault("_ms_ssim.py", "jnp.minimum(x, SOFT_EPS)", "x"),
+    Fault("_ms_ssim.py", "dead = x <= 0", "dead = x < -2"),
+    Fault("_losses.py", "return mean_dissimilarity(images, options) / 2", "return mean_dissimilarity(images, options)"),
+    Fault("_losses.py", "return mean / images.max_val", "return mean"),
+    Fault(
+        "_losses.py", "(1 - weight) * mean_l1(images, options) + weight", "weight * mean_l1(images, options) + weight"
+    ),
+    Fault("_checks.py", 'dtype = "float64" if', 'dtype = "float32" if'),
+    Fault("nnx.py", "return total, a_rest + b_rest + rest", "return total, a_rest + b_rest"),
+]
+
+
+def caught(fault: Fault) -> bool:
+    """Whether a test fails in a copy of the project that has the fault."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("jax_msssim", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, copy)
+        source = copy / "jax_msssim" / fault.file
+        text = source.read_text()
+        if fault.right not in text:
+            raise ValueError(f"{fault.file} has no {fault.right!r}: the list of faults is out of date.")
+        source.write_text(text.replace(fault.right, fault.wrong, 1))
+        # From the copy: Python looks there first, and only then where the package is installed.
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+        run = subprocess.run([*command, *(f"tests/{name}" for name in TESTS)], cwd=copy, capture_output=True, text=True)
+        if run.returncode not in (0, 1):
+            raise RuntimeError(run.stdout + run.stderr)
+        return run.returncode == 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
+    passed = 0
+    with ThreadPoolExecutor(parser.parse_args().jobs) as pool:
+        for fault, found in zip(FAULTS, track(pool.map(caught, FAULTS), "planting faults", len(FAULTS)), strict=True):
+            if not found:
+                passed += 1
+                print(f"not found: {fault.file}: {fault.right!r} -> {fault.wrong!r}", flush=True)
+    print(f"{len(FAULTS) - passed} of {len(FAULTS)} faults found")
+    sys.exit(passed > 0)
+
+
+if __name__ == "__main__":
+    main()
