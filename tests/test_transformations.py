@@ -1,109 +1,255 @@
-"""Every function under JAX's transformations: the same value, true derivatives, one compilation, nothing moved."""
+"""Every function under every transformation of JAX: the same value, true derivatives, one compilation."""
 
 import functools
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compat import enable_x64
+from functions import FUNCTIONS, POWER_LAWS, POWERS, assert_same, conv_is_slow, function_of, pair, total
 from images import random_pair
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.extend.core import jaxpr_as_fun
 
-import jax_msssim
-from jax_msssim import ms_ssim, ms_ssim_loss, ssim, ssim_l1_loss, ssim_loss, ssim_map
+from jax_msssim import ms_ssim_loss, ssim_loss, ssim_map
 
-POWERS = np.array([0.4, 0.6])
-SINGLE_SCALE = ("ssim", "ssim_map", "ssim_loss", "dssim_loss", "ssim_l1_loss")
-MULTI_SCALE = ("ms_ssim", "ms_ssim_terms", "ms_ssim_db", "ms_ssim_loss", "log_ms_ssim_loss")
-EVERY = SINGLE_SCALE + MULTI_SCALE
-# Two orders of the same float32 arithmetic, on values below 10 (decibels).
-FLOAT32 = {"rtol": 2e-6, "atol": 2e-7}
-# The same in float64.
-FLOAT64 = {"rtol": 1e-10, "atol": 1e-14}
+SHAPE = (9, 10, 1)
+BATCH = 3
 
 
-def function_of(name, implementation, **options):
-    """The function with a small window and two scales."""
-    options = {"filter_size": 5, "implementation": implementation} | options
-    if name == "ms_ssim_terms":
-        options["scales"] = 2
-    elif name in MULTI_SCALE:
-        options.setdefault("power_factors", POWERS)
-    return functools.partial(getattr(jax_msssim, name), **options)
+# --- transformations: of a function and two batches of images, what it gives and what it should ---------------
 
 
-def float32_pair(shape):
-    return tuple(jnp.asarray(x, jnp.float32) for x in random_pair(shape))
+def jit(function, a, b):
+    return jax.jit(function)(a, b), function(a, b)
 
 
-def assert_close(got, expected, **tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), got, expected)
-
-
-# --- values -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_without_jit(name, implementation):
-    a, b = float32_pair((3, 10, 12, 2))
-    function = function_of(name, implementation)
+def disable_jit(function, a, b):
     with jax.disable_jit():
-        got = function(a, b)
-    assert_close(got, function(a, b), **FLOAT32)
+        return function(a[0], b[0]), function(a[0], b[0])
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_jit_and_vmap_over_images(name, implementation):
-    a, b = float32_pair((3, 10, 12, 2))
-    function = function_of(name, implementation)
+def vmap(function, a, b):
     # The second image has its batch axis in the middle.
-    got = jax.jit(jax.vmap(function, in_axes=(0, 2)))(a, jnp.moveaxis(b, 0, 2))
-    assert_close(got, function(a, b), **FLOAT32)
+    return jax.jit(jax.vmap(function, (0, 2)))(a, jnp.moveaxis(b, 0, 2)), function(a, b)
 
 
-def test_vmap_over_one_image(implementation):
-    a, b = float32_pair((3, 10, 12, 2))
-    got = jax.vmap(function_of("ms_ssim", implementation), in_axes=(0, None))(a, b[0])
-    assert_close(got, function_of("ms_ssim", implementation)(a, jnp.stack([b[0]] * 3)), **FLOAT32)
+def nested_vmap(function, a, b):
+    a, b = jnp.stack([a, b]), jnp.stack([b, a])
+    got = jax.jit(jax.vmap(jax.vmap(function, (0, -1)), (0, -1)))(a, jnp.moveaxis(b, (0, 1), (-1, -2)))
+    return got, function(a, b)
 
 
-def test_nested_vmap(implementation):
-    a, b = float32_pair((2, 3, 10, 12, 2))
-    function = function_of("ms_ssim", implementation)
-    # The batch axes, and those of the second image last.
-    got = jax.vmap(jax.vmap(function, in_axes=(0, -1)), in_axes=(0, -1))(a, jnp.moveaxis(b, (0, 1), (-1, -2)))
-    assert_close(got, function(a, b), **FLOAT32)
+def vmap_one_image(function, a, b):
+    return jax.vmap(function, (0, None))(a, b[0]), function(a, jnp.stack([b[0]] * BATCH))
 
 
-def test_vmap_over_max_val_and_power_factors(implementation):
-    a, b = float32_pair((10, 12, 2))
-    max_val = np.float32([1, 2, 255])
-    powers = np.float32([[0.4, 0.6], [0.9, 0.2], [0.0, 1.0]])
-
-    def value(max_val, powers):
-        return function_of("ms_ssim", implementation)(a, b, max_val=max_val, power_factors=powers)
-
-    expected = function_of("ms_ssim", implementation)(
-        jnp.stack([a] * 3), jnp.stack([b] * 3), max_val=max_val, power_factors=powers
-    )
-    assert_close(jax.vmap(value)(max_val, powers), expected, **FLOAT32)
-    assert_close(jax.vmap(value, (0, None))(max_val, powers[0])[0], expected[0], **FLOAT32)
-    assert_close(jax.vmap(value, (None, 0))(max_val[0], powers)[0], expected[0], **FLOAT32)
+def mapped_option(name, values, function, a, b, **others):
+    """An option with one value for each image, mapped alone, against a call for each of its values."""
+    got = jax.vmap(lambda value: function(a[0], b[0], **others, **{name: value}))(values)
+    each = [function(a[0], b[0], **others, **{name: value}) for value in values]
+    return got, jax.tree.map(lambda *rows: jnp.stack(rows), *each)
 
 
-def test_scan(implementation):
-    a, b = float32_pair((3, 10, 12, 2))
-    function = function_of("ms_ssim_loss", implementation)
-
-    def total(a, b):
-        return jax.lax.scan(lambda carry, pair: (carry + function(*pair), None), jnp.float32(0), (a, b))[0]
-
-    expected = jax.jit(jax.value_and_grad(lambda a, b: function(a, b).sum()))(a, b)
-    assert_close(jax.jit(jax.value_and_grad(total))(a, b), expected, rtol=1e-5, atol=1e-7)
+vmap_max_val = functools.partial(mapped_option, "max_val", np.float32([1, 2, 255]))
+vmap_power_factors = functools.partial(mapped_option, "power_factors", np.float32([[0.4, 0.6], [0.9, 0.2], [0, 1]]))
+vmap_weight = functools.partial(mapped_option, "weight", np.float32([0, 0.3, 1]))
+vmap_alpha = functools.partial(mapped_option, "alpha", np.float32([0, 0.3, 1]))
 
 
-# --- first derivatives --------------------------------------------------------------------------------------
+def vmap_where(function, a, b):
+    where = np.ones(a.shape, bool)
+    where[0, :2], where[1, :, 6:], where[2, 4] = False, False, False
+    return mapped_option("where", where, function, a, b, min_coverage=0.3)
+
+
+def scan(function, a, b):
+    return jax.lax.scan(lambda carry, images: (carry, function(*images)), 0, (a, b))[1], function(a, b)
+
+
+def jaxpr(function, a, b):
+    # While tracers are checked for leaks nothing is cached: the program is traced twice.
+    with jax.checking_leaks():
+        first, second = (jax.make_jaxpr(lambda a, b: function(a, b))(a, b) for _ in range(2))
+    without_addresses = [re.sub(" at 0x[0-9a-f]+", "", str(program)) for program in (first, second)]
+    assert without_addresses[0] == without_addresses[1]
+    return jax.jit(jaxpr_as_fun(first))(a, b), jax.tree.leaves(function(a, b))
+
+
+def eval_shape(function, a, b):
+    shapes = jax.eval_shape(function, a, jax.ShapeDtypeStruct(b.shape, b.dtype))
+    value = function(a, b)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), jax.tree.map(np.zeros_like, value)
+
+
+def ahead_of_time(function, a, b):
+    like = jax.ShapeDtypeStruct(a.shape, a.dtype)
+    return jax.jit(function).lower(like, like).compile()(a, b), function(a, b)
+
+
+def x64(function, a, b):
+    with enable_x64(True):
+        got = function(a.astype(np.float64), b.astype(np.float64))
+        assert all(x.dtype == np.float64 for x in jax.tree.leaves(got))
+    return jax.tree.map(lambda x: np.float32(x), got), function(a, b)
+
+
+def grad(function, a, b):
+    return jax.grad(total(function))(a, b), jax.jit(jax.grad(total(function)))(a, b)
+
+
+def donate(function, a, b):
+    expected = jax.jit(jax.value_and_grad(total(function)))(a, b)
+    with warnings.catch_warnings():
+        # There is one gradient to take the place of two images.
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        return jax.jit(jax.value_and_grad(total(function)), donate_argnums=(0, 1))(a + 0, b + 0), expected
+
+
+def debug_nans(function, a, b):
+    black, white = jnp.zeros_like(a), jnp.ones_like(a)
+    a, b = jnp.concatenate([a, a, black, black, white]), jnp.concatenate([a, 1 - a, black, white, b])
+    program = jax.jit(
+        jax.grad(total(lambda a, b: jax.tree.map(jnp.tanh, function(a, b))), (0, 1))
+    )  # of inf decibels, 1
+    with jax.debug_nans(True):
+        return program(a, b), jax.tree.map(jnp.nan_to_num, program(a, b))
+
+
+# --- transformations of a function of one pair with one number for a value, in float64 -------------------------
+
+
+@functools.cache
+def scalar(name):
+    return total(function_of(name))
+
+
+@functools.cache
+def gradient_program(function):
+    return jax.jit(jax.grad(function, (0, 1)))
+
+
+def gradients(function, a, b):
+    return gradient_program(function)(a, b)
+
+
+def value_and_grad(function, a, b):
+    return jax.jit(jax.value_and_grad(function, (0, 1)))(a, b), (function(a, b), gradients(function, a, b))
+
+
+def jvp(function, a, b):
+    by_a, by_b = gradients(function, a, b)
+    da, db = jnp.cos(a * 99), jnp.sin(b * 99)
+    got = jax.jit(lambda *x: jax.jvp(function, x[:2], x[2:]))(a, b, da, db)
+    return got, (function(a, b), (by_a * da + by_b * db).sum())
+
+
+def jacfwd(function, a, b):
+    return jax.jit(jax.jacfwd(function))(a, b), gradients(function, a, b)[0]
+
+
+def jacrev(function, a, b):
+    return jax.jit(jax.jacrev(function, 1))(a, b), gradients(function, a, b)[1]
+
+
+def linearize(function, a, b):
+    by_a, by_b = gradients(function, a, b)
+    value, slope = jax.linearize(function, a, b)
+    return (value, slope(b, a)), (function(a, b), (by_a * b + by_b * a).sum())
+
+
+def checkpoint(function, a, b):
+    return jax.jit(jax.grad(jax.checkpoint(function), (0, 1)))(a, b), gradients(function, a, b)
+
+
+def grad_of_scan(function, a, b):
+    def of(a, b):
+        return jax.lax.scan(lambda carry, _: (carry + function(a, b), None), jnp.zeros(()), length=2)[0]
+
+    return jax.jit(jax.grad(of, (0, 1)))(a, b), jax.tree.map(lambda x: 2 * x, gradients(function, a, b))
+
+
+def per_example_grad(function, a, b):
+    got = jax.jit(jax.vmap(jax.grad(function, (0, 1)), (None, 0)))(a, b[None])
+    return got, jax.tree.map(lambda x: x[None], gradients(function, a, b))
+
+
+def hessian_vector_product(function, a, b):
+    direction = jnp.cos(a * 99)
+    slope = jax.jit(lambda a, b: jax.jvp(jax.grad(function), (a, b), (direction, jnp.zeros_like(b)))[1])
+    step = 1e-5
+    up, down = (gradients(function, a + sign * step * direction, b)[0] for sign in (1, -1))
+    return slope(a, b), (up - down) / (2 * step)
+
+
+OF_VALUES = {
+    "jit": jit,
+    "disable_jit": disable_jit,
+    "vmap": vmap,
+    "nested_vmap": nested_vmap,
+    "vmap_one_image": vmap_one_image,
+    "vmap_max_val": vmap_max_val,
+    "vmap_power_factors": vmap_power_factors,
+    "vmap_weight": vmap_weight,
+    "vmap_alpha": vmap_alpha,
+    "vmap_where": vmap_where,
+    "scan": scan,
+    "jaxpr": jaxpr,
+    "eval_shape": eval_shape,
+    "ahead_of_time": ahead_of_time,
+    "x64": x64,
+    "grad": grad,
+    "donate": donate,
+    "debug_nans": debug_nans,
+}
+OF_DERIVATIVES = {
+    "value_and_grad": value_and_grad,
+    "jvp": jvp,
+    "jacfwd": jacfwd,
+    "jacrev": jacrev,
+    "linearize": linearize,
+    "checkpoint": checkpoint,
+    "grad_of_scan": grad_of_scan,
+    "per_example_grad": per_example_grad,
+    "hessian_vector_product": hessian_vector_product,
+}
+APPLY_TO = {
+    "vmap_power_factors": POWER_LAWS,
+    "vmap_weight": ("ssim_l1_loss",),
+    "vmap_alpha": ("ms_ssim_l1_loss", "single_resolution"),
+}
+
+
+def cases(transformations, quick=()):
+    """The table of transformations and functions; what is not quick is slow."""
+    return [
+        pytest.param(transformation, name, id=f"{label}-{name}", marks=[pytest.mark.slow] * (name not in quick))
+        for label, transformation in transformations.items()
+        for name in APPLY_TO.get(label, FUNCTIONS)
+    ]
+
+
+# Two orders of the same float32 arithmetic: of a value, and of a gradient, which sums some hundred such terms.
+VALUE, GRADIENT = 2e-6, 1e-5
+
+
+@pytest.mark.parametrize(("transformation", "name"), cases(OF_VALUES, quick=("ssim", "ms_ssim_loss")))
+def test_values(transformation, name):
+    tolerance = GRADIENT if transformation in (grad, donate, debug_nans) else VALUE
+    assert_same(*transformation(function_of(name), *pair(BATCH, *SHAPE)), tolerance)
+
+
+@pytest.mark.parametrize(("transformation", "name"), cases(OF_DERIVATIVES))
+def test_derivatives(transformation, name, x64):
+    # Two orders of the same float64 arithmetic; a central difference is off by the square of its step, 1e-10, times a
+    # third derivative of up to a thousand times the second.
+    tolerance = 1e-6 if transformation is hessian_vector_product else 1e-11
+    assert_same(*transformation(scalar(name), *pair(*SHAPE, dtype=np.float64)), tolerance)
+
+
+# --- derivatives against differences ---------------------------------------------------------------------------
 
 ASYMMETRIC = (0.05, 0.3, 0.4, 0.15, 0.1)
 
@@ -121,13 +267,19 @@ def central_differences(function, arguments, step=1e-5):
 
 
 @pytest.mark.parametrize(
-    ("name", "padding"), [*((name, "valid") for name in EVERY), ("ssim_map", "same"), ("ms_ssim_loss", "same")]
+    ("name", "padding"),
+    [
+        *((name, "valid") for name in FUNCTIONS if name != "single_resolution"),
+        ("ssim_map", "same"),
+        ("ms_ssim_loss", "same"),
+    ],
 )
+@conv_is_slow
 def test_gradients_by_every_argument(name, padding, implementation, x64):
     a, b = random_pair((9, 10, 2))
     a[..., 0] = 1 - a[..., 0]  # one channel is anticorrelated: its terms are negative
-    arguments = (a, b, np.float64(1.3)) + ((POWERS,) if name in MULTI_SCALE and name != "ms_ssim_terms" else ())
-    function = function_of(name, implementation, window=ASYMMETRIC, padding=padding)
+    arguments = (a, b, np.float64(1.3)) + ((POWERS,) if name in POWER_LAWS else ())
+    function = function_of(name, implementation=implementation, window=ASYMMETRIC, padding=padding)
 
     def value(a, b, max_val, *powers):
         options = {"max_val": max_val} | ({"power_factors": powers[0]} if powers else {})
@@ -139,45 +291,22 @@ def test_gradients_by_every_argument(name, padding, implementation, x64):
 
     got = jax.jit(jax.grad(value, range(len(arguments))))(*arguments)
     # Differences of step h = 1e-5 are off by h^2 f''' / 6 and by 1e-16 f / h = 1e-11 f, each f up to about 10.
-    assert_close(got, central_differences(value, arguments), rtol=1e-6, atol=1e-9)
+    for slope, expected in zip(got, central_differences(value, arguments), strict=True):
+        np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_gradient_by_the_share_of_ssim(implementation, x64):
     a, b = random_pair((9, 10, 1))
-    function = function_of("ssim_l1_loss", implementation)
+    function = function_of("ssim_l1_loss", implementation=implementation)
     got = jax.grad(lambda weight: function(a, b, weight=weight))(0.3)
-    assert_close(got, function(a, b, weight=1) - function(a, b, weight=0), rtol=1e-12)
+    np.testing.assert_allclose(got, function(a, b, weight=1) - function(a, b, weight=0), rtol=1e-12)
 
 
 def test_relu_has_no_gradient_below_zero(implementation, x64):
     a, _ = random_pair((9, 10, 1))
-    value, gradient = jax.value_and_grad(function_of("ms_ssim", implementation))(a, 1 - a)
+    value, gradient = jax.value_and_grad(function_of("ms_ssim", implementation=implementation))(a, 1 - a)
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
-
-
-@pytest.mark.slow
-def test_forward_and_reverse_mode_agree(implementation, x64):
-    a, b = random_pair((9, 10, 1))
-    da, db = random_pair((9, 10, 1), seed=1)
-    function = function_of("ms_ssim_loss", implementation)
-    value, (by_a, by_b) = jax.jit(jax.value_and_grad(function, (0, 1)))(a, b)
-    assert_close(value, function(a, b), **FLOAT64)
-    jvp = jax.jit(lambda *x: jax.jvp(function, x[:2], x[2:]))
-    assert_close(jvp(a, b, da, db), (value, (by_a * da + by_b * db).sum()), **FLOAT64)
-    assert_close(jax.jit(jax.jacfwd(function))(a, b), by_a, **FLOAT64)
-    assert_close(jax.jit(jax.grad(jax.checkpoint(function)))(a, b), by_a, **FLOAT64)
-    per_image = jax.jit(jax.vmap(jax.grad(function)))(jnp.stack([a, b]), jnp.stack([b, a]))
-    assert_close(per_image, jnp.stack([by_a, by_b]), **FLOAT64)  # MS-SSIM is symmetric
-
-
-def test_gradient_without_an_outer_jit():
-    a, b = float32_pair((9, 10, 1))
-    function = function_of("ms_ssim_loss", "stencil")
-    assert_close(jax.grad(function)(a, b), jax.jit(jax.grad(function))(a, b), rtol=1e-5, atol=1e-7)
-
-
-# --- second derivatives -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -194,12 +323,12 @@ def test_hessian(function, implementation, x64):
         return (function(a, b, **options) ** 2).sum()
 
     hessian = jax.jit(jax.hessian(value))(a)  # forward over reverse
-    assert_close(jax.jit(jax.jacrev(jax.grad(value)))(a), hessian, **FLOAT64)
+    assert_same(jax.jit(jax.jacrev(jax.grad(value)))(a), hessian, 1e-11)
     gradients = jax.jit(jax.vmap(jax.grad(value)))
     step = 1e-5 * np.eye(a.size).reshape(a.size, *a.shape)
     slopes = (gradients(a[None] + step) - gradients(a[None] - step)) / 2e-5
     # As for gradients: h^2 and 1e-16 / h, on derivatives ten times as large.
-    assert_close(hessian.reshape(slopes.shape), slopes, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(hessian.reshape(slopes.shape), slopes, rtol=1e-6, atol=1e-8)
 
 
 # --- compilations -------------------------------------------------------------------------------------------
@@ -216,85 +345,31 @@ def compilations(call) -> int:
     return len(COMPILED) - before
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", FUNCTIONS)
+@conv_is_slow
 def test_one_compilation(name, implementation):
     # A shape that no other test uses.
     a, b = (x.astype(np.float32) for x in random_pair((11, 19, 1)))
-    function = function_of(name, implementation)
+    function = function_of(name, implementation=implementation)
     assert compilations(lambda: function(a, b)) == 1
     assert compilations(lambda: function(b, a)) == 0
     assert compilations(lambda: function(a, b, max_val=255)) == 0
     assert compilations(lambda: function(a, b, max_val=2.5)) == 0
-    assert compilations(lambda: function(a, b, filter_sigma=2.0)) == 1  # the counter counts
+    assert compilations(lambda: function(a, b, k1=0.02)) == 1  # the counter counts
 
 
 def test_weights_do_not_recompile(implementation):
     a, b = (x.astype(np.float32) for x in random_pair((11, 23, 1)))
-    function = function_of("ms_ssim", implementation)
+    function = function_of("ms_ssim", implementation=implementation)
     function(a, b)
     assert compilations(lambda: function(a, b, power_factors=[0.5, 0.5])) == 0
-    function = function_of("ssim_l1_loss", implementation)
+    function = function_of("ssim_l1_loss", implementation=implementation)
     function(a, b)
     assert compilations(lambda: function(a, b, weight=0.5)) == 0
 
 
 def test_max_val_does_not_recompile_a_training_step(implementation):
-    a, b = float32_pair((11, 25, 1))
+    a, b = pair(11, 25, 1)
     step = jax.jit(jax.grad(lambda a, b, max_val: ssim_loss(a, b, filter_size=5, max_val=max_val)))
     step(a, b, 1.0)
     assert compilations(lambda: step(b, a, 2.0)) == 0
-
-
-# --- sharding -----------------------------------------------------------------------------------------------
-
-COLLECTIVES = re.compile("all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
-
-
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize(
-    ("function", "batch"), [(ssim_map, (8,)), (ssim_l1_loss, (8,)), (ms_ssim, (8,)), (ms_ssim, (8, 2))]
-)
-def test_sharded_batch(function, axis_type, batch, implementation, small_blocks):
-    options = {"filter_size": 5, "implementation": implementation}
-    if function is ms_ssim:
-        options["power_factors"] = POWERS
-
-    def value_and_gradient(a, b):
-        value, pullback = jax.vjp(lambda a: function(a, b, **options), a)
-        return value, *pullback(jnp.ones_like(value))
-
-    a, b = float32_pair((*batch, 14, 13, 2))
-    expected = jax.jit(value_and_gradient)(a, b)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
-    sharding = NamedSharding(mesh, PartitionSpec("batch"))
-    with jax.set_mesh(mesh):
-        images = jax.device_put((a, b), sharding)
-        program = jax.jit(value_and_gradient).lower(*images).compile()
-        assert COLLECTIVES.findall(program.as_text()) == []
-        got = program(*images)
-    for x in got:
-        assert x.sharding.is_equivalent_to(sharding, x.ndim)
-    assert_close(got, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_sharded_training_step(implementation):
-    # The mean over the batch is the one sum across devices; it must not move the images.
-    a, b = float32_pair((8, 14, 13, 2))
-    function = function_of("ms_ssim_loss", implementation)
-    step = jax.jit(jax.value_and_grad(lambda a, b: function(a, b).mean()))
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
-    images = jax.device_put((a, b), NamedSharding(mesh, PartitionSpec("batch")))
-    program = step.lower(*images).compile()
-    assert set(COLLECTIVES.findall(program.as_text())) <= {"all-reduce"}
-    assert_close(program(*images), step(a, b), rtol=1e-5, atol=1e-7)
-
-
-def test_sharded_max_val_outside_jit(implementation):
-    a, b = float32_pair((8, 14, 13, 2))
-    max_val = np.linspace(0.5, 2, 8, dtype=np.float32)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        images = jax.device_put((a, b, max_val), NamedSharding(mesh, PartitionSpec("batch")))
-        got = ssim(*images[:2], max_val=images[2], filter_size=5, implementation=implementation)
-    assert got.sharding.is_equivalent_to(images[2].sharding, 1)
-    assert_close(got, ssim(a, b, max_val=max_val, filter_size=5, implementation=implementation), **FLOAT32)

@@ -1,0 +1,170 @@
+"""A sharded batch stays where it is, whatever the mesh; images themselves are not to be sharded."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from functions import FUNCTIONS, assert_same, conv_is_slow, function_of, pair, total
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jax_msssim import ssim, ssim_loss
+
+COLLECTIVES = re.compile("all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
+SHAPE = (8, 9, 10, 1)
+# Programs for one image and for eight order the same float32 sums otherwise; a gradient sums hundreds of such terms.
+VALUE, GRADIENT = 2e-6, 1e-5
+
+
+@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def mesh(request):
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(request.param,))
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def over_batch(mesh, *arrays):
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("batch")))
+
+
+def run(function, *arrays):
+    """What a function returns, and the names of the collectives in its program."""
+    program = jax.jit(function).lower(*arrays).compile()
+    return program(*arrays), set(COLLECTIVES.findall(program.as_text()))
+
+
+def stays_over_batch(mesh, arrays):
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    return all(x.sharding.is_equivalent_to(sharding, x.ndim) for x in jax.tree.leaves(arrays))
+
+
+def value_and_gradients(function):
+    """Outputs and the gradient of their sum, by both images."""
+
+    def of(*images, **options):
+        return function(*images, **options), jax.grad(total(function), (0, 1))(*images, **options)
+
+    return of
+
+
+def check(mesh, function, *arrays):
+    """The same outputs as without a mesh, on the devices of their images, and nothing moved."""
+    got, collectives = run(function, *over_batch(mesh, *arrays))
+    assert collectives == set()
+    assert stays_over_batch(mesh, got)
+    assert_same(jax.device_get(got), jax.device_get(jax.jit(function)(*arrays)), GRADIENT)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "ms_ssim" else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+)
+def test_batch(name, mesh):
+    check(mesh, value_and_gradients(function_of(name)), *pair(*SHAPE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssim_l1_loss", "ms_ssim"])
+def test_batch_by_convolution(name, mesh):
+    check(mesh, value_and_gradients(function_of(name, implementation="conv")), *pair(*SHAPE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssim", "ms_ssim_loss"])
+def test_blocks_of_rows(name, mesh, small_blocks):
+    check(mesh, value_and_gradients(function_of(name)), *pair(8, 2, 14, 13, 1))
+
+
+@conv_is_slow
+def test_mask_in_blocks_of_rows(implementation, mesh, small_blocks):
+    a, b = pair(8, 14, 13, 1)
+    where = jnp.asarray(np.random.default_rng(2).random(a.shape) > 0.02)
+    function = function_of("ssim", min_coverage=0.5, implementation=implementation)
+    check(mesh, lambda a, b, where: value_and_gradients(function)(a, b, where=where), a, b, where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
+def test_vmap_over_a_sharded_batch(name, mesh):
+    check(mesh, jax.vmap(value_and_gradients(function_of(name))), *pair(*SHAPE))
+
+
+def test_max_val_outside_jit(mesh):
+    a, b = pair(*SHAPE)
+    max_val = jnp.linspace(0.5, 2, 8, dtype=np.float32)
+    images = over_batch(mesh, a, b)
+    options = {"filter_size": 3}
+    for given in (max_val, *over_batch(mesh, max_val)):  # on one device, and sharded
+        got = ssim(*images, max_val=given, **options)
+        assert stays_over_batch(mesh, got)
+        assert_same(jax.device_get(got), jax.device_get(ssim(a, b, max_val=max_val, **options)), VALUE)
+
+
+def test_training_step(mesh):
+    # The mean over the batch is the one sum across devices; it must not move the images.
+    step = jax.value_and_grad(lambda a, b: ssim_loss(a, b, filter_size=3).mean())
+    images = pair(*SHAPE)
+    got, collectives = run(step, *over_batch(mesh, *images))
+    assert collectives == {"all-reduce"}
+    assert_same(jax.device_get(got), jax.device_get(step(*images)), GRADIENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssim", "ms_ssim_l1_loss"])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_mesh_with_a_model_axis(name, axis_type):
+    # The images are the same along the model axis.
+    mesh = jax.make_mesh((4, 2), ("batch", "model"), axis_types=(axis_type,) * 2)
+    with jax.set_mesh(mesh):
+        check(mesh, value_and_gradients(function_of(name)), *pair(*SHAPE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssim_map", "ssim_l1_loss", "ms_ssim_loss"])
+def test_inside_shard_map(name, mesh, small_blocks):
+    batch = PartitionSpec("batch")
+    images = pair(*SHAPE)
+    function = value_and_gradients(function_of(name))
+    got, collectives = run(jax.shard_map(function, in_specs=batch, out_specs=batch), *over_batch(mesh, *images))
+    assert collectives == set()
+    assert stays_over_batch(mesh, got)
+    one_by_one = jax.jit(lambda *pairs: jax.lax.map(lambda pair: function(*(x[None] for x in pair)), pairs))(*images)
+    assert_same(jax.device_get(got), jax.tree.map(lambda x: np.asarray(x)[:, 0], one_by_one), GRADIENT)
+
+
+# --- images that are sharded themselves -------------------------------------------------------------------
+
+AXES = {
+    "H": PartitionSpec(None, "space"),
+    "W": PartitionSpec(None, None, "space"),
+    "C": PartitionSpec(*[None] * 3, "space"),
+}
+
+
+def over_space(axis_type, spec, *arrays):
+    mesh = jax.make_mesh((4,), ("space",), axis_types=(axis_type,), devices=jax.devices()[:4])
+    return jax.device_put(arrays, NamedSharding(mesh, spec))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", AXES)
+def test_auto_mesh_gathers_sharded_images(axis, implementation):
+    images = pair(2, 12, 16, 4)
+    function = function_of("ms_ssim", implementation=implementation)
+    got, collectives = run(function, *over_space(AxisType.Auto, AXES[axis], *images))
+    assert collectives  # right, at the price of communication
+    assert_same(jax.device_get(got), jax.device_get(function(*images)), VALUE)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("name", ["ssim_map", pytest.param("ms_ssim_l1_loss", marks=pytest.mark.slow)])
+def test_explicit_mesh_refuses_sharded_images(name, axis, implementation):
+    a, b = pair(2, 12, 16, 4)
+    (sharded,) = over_space(AxisType.Explicit, AXES[axis], a)
+    (whole,) = over_space(AxisType.Explicit, PartitionSpec(), b)
+    function = function_of(name, implementation=implementation)
+    for images in ((sharded, whole), (whole, sharded)):
+        with pytest.raises(ValueError, match=rf"@space.* sharded along {axis}\b.* jax.reshard\(x, jax.P\(None\)\)"):
+            function(*images)
+    resharded = jax.reshard(sharded, NamedSharding(jax.typeof(sharded).sharding.mesh, PartitionSpec(None)))
+    assert_same(jax.device_get(function(resharded, whole)), jax.device_get(function(a, b)), VALUE)
