@@ -106,8 +106,10 @@ def prepare(
     covariance_scale = _covariance_scale(covariance, len(taps) ** spatial_ndim)
     statistics = Window(taps, spatial_ndim, covariance_scale, _check_coverage(min_coverage))
     paddings = _check_padding(padding, padding_pair)
+    a, b = (_as_array(name, x, f"where=~np.ma.getmaskarray({name})") for name, x in zip(names, (a, b), strict=True))
     _check_images(names, a, b, spatial_ndim)
     if where is not None:
+        where = _as_array("where", where, "where=where.filled(False)")
         _check_where(where, a.shape, paddings, downsample, scales)
     for mode in paddings:
         _check_size(names, a.shape[-spatial_ndim - 1 :], mode, len(taps), scales, downsample)
@@ -162,13 +164,25 @@ def over_batch(name: str, x: Array, batch: tuple[int, ...], trailing: int = 0) -
     return x.reshape((1,) * missing + x.shape)
 
 
+def _as_array(name: str, x, instead: str) -> Array:
+    """What JAX computes with, of what it would misread or does not take: other byte orders, variables of Flax."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, of which JAX would drop the mask: pass {name}.data and {instead}.")
+    if isinstance(x, (np.ndarray, np.generic)):
+        return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    if not isinstance(x, jax.Array) and hasattr(x, "__jax_array__"):
+        x = x.__jax_array__()
+    if not isinstance(x, jax.Array):
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}. Wrap it in jnp.asarray.")
+    return x
+
+
 def _check_images(names, a, b, spatial_ndim) -> None:
     axes = AXES[spatial_ndim]
     for name, x in zip(names, (a, b), strict=True):
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise TypeError(f"{name} must be an array, got {type(x).__name__}. Wrap it in jnp.asarray.")
-        if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
-            raise TypeError(f"{name} must hold real numbers, floating or integer, got {x.dtype}.")
+        real = jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+        if not real or x.dtype.itemsize > 8:
+            raise TypeError(f"{name} must hold real numbers, floating or integer, of at most 64 bits, got {x.dtype}.")
         if x.ndim < spatial_ndim + 1:
             raise ValueError(
                 f"{name} must have shape [..., {axes}], channels last, got {list(x.shape)}. "
@@ -235,8 +249,6 @@ def _check_padding(padding, pair: bool) -> tuple[str, str]:
 
 
 def _check_where(where, shape, paddings, downsample: str, scales: int) -> None:
-    if not hasattr(where, "shape") or not hasattr(where, "dtype"):
-        raise TypeError(f"where must be a boolean array, got {type(where).__name__}. Wrap it in jnp.asarray.")
     if where.dtype != jnp.bool_:
         raise TypeError(f"where must be boolean, True for the pixels that count, got {where.dtype}: use mask > 0.")
     if where.ndim != len(shape) or any(n not in (1, m) for n, m in zip(where.shape, shape, strict=True)):

@@ -215,7 +215,8 @@ def _pass(stencil: Stencil, mean, variance, axis, step):
 def _masked_pass(stencil: Stencil, mass, mean, variance, axis, step):
     masses, parts, variances = (_shifted(stencil, x, axis, step) for x in (mass, mean, variance))
     new_mass = _weighted_sum(stencil, masses)
-    share = 1 / jnp.where(new_mass > 0, new_mass, 1)
+    # Not jnp.where, a call inside this one: on that the partitioner of JAX 0.9 crashes where the batch is sharded.
+    share = 1 / lax.select(new_mass > 0, new_mass, lax.full_like(new_mass, 1))
     new_mean = share * _weighted_sum(stencil, [w * m for w, m in zip(masses, parts, strict=True)])
     within = [w * (v + (m - new_mean) ** 2) for w, m, v in zip(masses, parts, variances, strict=True)]
     return new_mass, new_mean, share * _weighted_sum(stencil, within)
@@ -377,10 +378,11 @@ def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
 
 def _block_rows(stencil: Stencil, image, rows) -> tuple[int, int]:
     """Number of blocks and of rows in each, blocks being alike."""
-    if not stencil.staged:
+    if not stencil.staged or not isinstance(rows, int):  # rows of unknown number, in an exported program, stay together
         return 1, rows
     axis, step = stencil.axes[0]
-    samples_in_row = math.prod(image.shape) // (image.shape[axis] // step)
+    # A batch or a width of unknown size counts as 1.
+    samples_in_row = math.prod(n for n in image.shape if isinstance(n, int)) // (image.shape[axis] // step)
     height = max(_BLOCK_SAMPLES // max(samples_in_row, 1), _BLOCK_MIN_ROWS)
     if stencil.window.spatial_ndim > 1:  # the "rows" of a signal are single samples
         height = min(height, _BLOCK_MAX_ROWS)

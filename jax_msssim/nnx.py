@@ -54,7 +54,7 @@ class _MeanOverImages(nnx.Metric):
                     "where is an argument of update."
                 )
         static = {name: _static(name, value) for name, value in {**defaults, **options}.items()}
-        check(_LARGE, _LARGE, **static)
+        jax.eval_shape(lambda a, b: check(a, b, **static)[0], _LARGE, _LARGE)
         self.options = tuple(static.items())
         self.total = nnx.metrics.MetricState(jnp.zeros((), jnp.float32))
         self.compensation = nnx.metrics.MetricState(jnp.zeros((), jnp.float32))

@@ -8,7 +8,7 @@ from images import photographs, random_pair
 
 # Inside an image brightness may jump by so many max_val, for the error to stay below 5e-6: what is left of a dark half
 # when the mean of all has been subtracted is rounded to 6e-8 of the jump, which adds the square of that to a variance.
-JUMPS = {"stencil": 1000, "conv": 0}
+JUMPS = {"stencil": 500, "conv": 0}
 
 
 class HardPair(NamedTuple):
@@ -56,8 +56,8 @@ def hard_pairs(side: int = 192) -> dict[str, HardPair]:
         "checkerboard, its negative": (checkerboard, 1 - checkerboard),
         "checkerboard, flat 0.5": (checkerboard, 0.5 * white),
         "squares of 8, moved by 1": (squares, np.roll(squares, 1, 0)),
-        "bright half, x 1000": (np.where(dark_half, a, 1000 * a), np.where(dark_half, b, 1000 * b), 1.0, 1000),
-        "bright half, + 1000": (np.where(dark_half, a, 1000 + a), np.where(dark_half, b, 1000 + b), 1.0, 1000),
+        "bright half, x 500": (np.where(dark_half, a, 500 * a), np.where(dark_half, b, 500 * b), 1.0, 500),
+        "bright half, + 500": (np.where(dark_half, a, 500 + a), np.where(dark_half, b, 500 + b), 1.0, 500),
         "bright half, + 5000": (np.where(dark_half, a, 5000 + a), np.where(dark_half, b, 5000 + b), 1.0, 5000),
         "16 bits": (np.round(65535 * a), np.round(65535 * b), 65535.0),
         "16 bits, 65000 to 65100": (np.round(65000 + 100 * a), np.round(65000 + 100 * b), 65535.0),

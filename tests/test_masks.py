@@ -59,8 +59,11 @@ def test_random_mask_is_the_definition(shape, min_coverage, implementation, x64)
     np.testing.assert_allclose(jax_msssim.ssim(a, b, **options), per_channel.mean(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("padding", ["valid", "same"])
-@pytest.mark.parametrize("downsample", ["edge", "floor"])
+@pytest.mark.parametrize(
+    ("downsample", "padding"),
+    [("edge", "valid"), ("floor", "same")]
+    + [pytest.param(*pair, marks=pytest.mark.slow) for pair in (("edge", "same"), ("floor", "valid"))],
+)
 def test_all_true_is_no_mask(downsample, padding, implementation):
     a, b = (x.astype(np.float32) for x in random_pair((2, 45, 38, 2)))
     options = {**SMALL, "downsample": downsample, "padding": padding, "implementation": implementation}
@@ -70,7 +73,7 @@ def test_all_true_is_no_mask(downsample, padding, implementation):
 
 
 @pytest.mark.parametrize("downsample", ["edge", "floor"])
-@pytest.mark.parametrize(("height", "width"), [(31, 26), (24, 37)])
+@pytest.mark.parametrize(("height", "width"), [pytest.param(31, 26, marks=pytest.mark.slow), (24, 37)])
 def test_rectangle_is_its_crop(height, width, downsample, implementation):
     # It starts on a multiple of 2^(scales - 1); its size is arbitrary.
     a, b = (x.astype(np.float32) for x in random_pair((56, 60, 2)))

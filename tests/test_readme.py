@@ -10,6 +10,7 @@ README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_blocks(capsys):
     pytest.importorskip("flax")
     assert len(BLOCKS) >= 3

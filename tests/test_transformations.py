@@ -111,9 +111,8 @@ def donate(function, a, b):
 def debug_nans(function, a, b):
     black, white = jnp.zeros_like(a), jnp.ones_like(a)
     a, b = jnp.concatenate([a, a, black, black, white]), jnp.concatenate([a, 1 - a, black, white, b])
-    program = jax.jit(
-        jax.grad(total(lambda a, b: jax.tree.map(jnp.tanh, function(a, b))), (0, 1))
-    )  # of inf decibels, 1
+    # Identical images have infinite decibels, hence tanh.
+    program = jax.jit(jax.grad(total(lambda a, b: jax.tree.map(jnp.tanh, function(a, b))), (0, 1)))
     with jax.debug_nans(True):
         return program(a, b), jax.tree.map(jnp.nan_to_num, program(a, b))
 
