@@ -168,7 +168,7 @@ def _as_array(name: str, x, instead: str) -> Array:
     """What JAX computes with, of what it would misread or does not take: other byte orders, variables of Flax."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, of which JAX would drop the mask: pass {name}.data and {instead}.")
-    if isinstance(x, (np.ndarray, np.generic)):
+    if isinstance(x, np.ndarray):
         return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
     if not isinstance(x, jax.Array) and hasattr(x, "__jax_array__"):
         x = x.__jax_array__()
