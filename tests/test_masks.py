@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from functions import conv_is_slow
 from images import random_pair
 
 import jax_msssim
@@ -72,6 +73,7 @@ def test_all_true_is_no_mask(downsample, padding, implementation):
     np.testing.assert_allclose(masked, value, rtol=1e-6)
 
 
+@conv_is_slow
 @pytest.mark.parametrize("downsample", ["edge", "floor"])
 @pytest.mark.parametrize(("height", "width"), [pytest.param(31, 26, marks=pytest.mark.slow), (24, 37)])
 def test_rectangle_is_its_crop(height, width, downsample, implementation):

@@ -139,6 +139,7 @@ def test_count_is_exact_beyond_float32():
     assert metric.count[...] == 2**24 + 3
 
 
+@pytest.mark.slow
 def test_float64(x64):
     metric, values = SSIM(**SMALL), []
     for seed in range(20):

@@ -253,6 +253,7 @@ def test_blocks_of_rows(spatial_ndim, small_blocks, x64):
             np.testing.assert_allclose(gradient, expected[i], 1e-9, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_blocks_at_every_scale(small_blocks, x64):
     a, b = random_pair((2, 37, 11, 2))
     options = {"filter_size": 5, "power_factors": np.array(HARD_POWERS)}

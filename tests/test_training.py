@@ -40,6 +40,7 @@ def test_nnx(example):
     assert all(0 < value < 1 for value in result["evaluation"].values())
 
 
+@pytest.mark.slow
 def test_nnx_computes_in_bfloat16(example):
     model = example("train_nnx").Denoiser(rngs=nnx.Rngs(0))
     assert {x.dtype.name for x in jax.tree.leaves(nnx.state(model))} == {"float32"}
