@@ -122,8 +122,8 @@ def mean_positions(x: jax.Array, counted: jax.Array | None, spatial_ndim: int) -
     """The mean over the spatial axes, of the positions that count: ``[..., C]``, NaN where none does."""
     axes = range(x.ndim - spatial_ndim - 1, x.ndim - 1)
     if counted is None:
-        return mean_by_axis(x, axes)
-    total, share = (mean_by_axis(y, axes) for y in (jnp.where(counted, x, 0), counted.astype(x.dtype)))
+        return mean_of_map(x, axes)
+    total, share = (mean_of_map(y, axes) for y in (jnp.where(counted, x, 0), counted.astype(x.dtype)))
     # Chosen after the division, so that the gradient is 0 and not NaN where no position counts.
     return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), jnp.nan)
 
@@ -136,6 +136,18 @@ def mean_by_axis(x: jax.Array, axes: range) -> jax.Array:
     """
     for _ in axes:
         x = x.mean(axes.start)
+    return x
+
+
+def mean_of_map(x: jax.Array, axes: range) -> jax.Array:
+    """:func:`mean_by_axis`, as the last line plus the mean of what differs from it.
+
+    Where the map is all but constant, as for flat images and patterns, the roundings of a sum go the same way: 4096
+    lines were off by 1.4e-5. The differences sum to little or nothing.
+    """
+    for _ in axes:
+        last = lax.stop_gradient(lax.index_in_dim(x, x.shape[axes.start] - 1, axes.start))
+        x = (last + (x - last).mean(axes.start, keepdims=True)).squeeze(axes.start)
     return x
 
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jax_msssim._pyramid import Scale, mean_by_axis, sum_and_difference
+from jax_msssim._pyramid import Scale, mean_by_axis, mean_of_map, sum_and_difference
 from jax_msssim._terms import Brightness, Moments, value_of
 from jax_msssim._windows import Window
 
@@ -310,7 +310,7 @@ def _means_jvp(stencil: Stencil, terms, primals, tangents):
         derivative = jnp.zeros_like(mean)
         for (name, dx), gradient in zip(perturbed.items(), gradients, strict=True):
             if name in IMAGES:
-                derivative += _sum_positions(stencil, gradient * dx)
+                derivative += _sum_positions(stencil, mean_by_axis, gradient * dx)
             else:
                 derivative += gradient * dx.reshape(*dx.shape[: -stencil.window.spatial_ndim], 1)
         means += [mean, *others]
@@ -411,7 +411,7 @@ def _block(stencil: Stencil, terms, wrt, operands: Operands, fresh):
         images = stencil.transposed.run(_gradients, wrt, rotated, s, d, spread, valid)
     if valid is not None:
         maps["positions"] = _weights(stencil, moments.mean_sum, fresh, counted)
-    return images, {name: stencil.run(_sum_positions, x) for name, x in maps.items()}
+    return images, {name: stencil.run(_sum_positions, mean_of_map, x) for name, x in maps.items()}
 
 
 def _weights(stencil: Stencil, like, fresh, counted):
@@ -476,10 +476,10 @@ def _gradients(stencil: Stencil, wrt, rotated, s, d, spread, valid):
     return {name: x if valid is None else valid * x for name, x in gradients.items() if name in wrt}
 
 
-@_stage()
-def _sum_positions(stencil: Stencil, x):
+@_stage(1)
+def _sum_positions(stencil: Stencil, mean, x):
     """Sums over the spatial axes, rows first, so that every step but the last adds long rows: ``[..., C]``."""
     start = x.ndim - stencil.window.spatial_ndim
     positions = math.prod(x.shape[start:]) // stencil.channels
-    rows = mean_by_axis(x, range(start, x.ndim - 1))
-    return mean_by_axis(stencil.unfold(rows), range(start, start + 1)) * positions
+    rows = mean(x, range(start, x.ndim - 1))
+    return mean(stencil.unfold(rows), range(start, start + 1)) * positions
