@@ -106,10 +106,10 @@ def prepare(
     covariance_scale = _covariance_scale(covariance, len(taps) ** spatial_ndim)
     statistics = Window(taps, spatial_ndim, covariance_scale, _check_coverage(min_coverage))
     paddings = _check_padding(padding, padding_pair)
-    a, b = (_as_array(name, x, f"where=~np.ma.getmaskarray({name})") for name, x in zip(names, (a, b), strict=True))
+    a, b = (as_array(name, x, f"where=~np.ma.getmaskarray({name})") for name, x in zip(names, (a, b), strict=True))
     _check_images(names, a, b, spatial_ndim)
     if where is not None:
-        where = _as_array("where", where, "where=where.filled(False)")
+        where = as_array("where", where, "where=where.filled(False)")
         _check_where(where, a.shape, paddings, downsample, scales)
     for mode in paddings:
         _check_size(names, a.shape[-spatial_ndim - 1 :], mode, len(taps), scales, downsample)
@@ -128,12 +128,9 @@ def check_option(name: str, value, allowed) -> None:
 
 def check_power_factors(power_factors) -> Array:
     """The weights as an array ``[..., scales]``."""
-    if isinstance(power_factors, jax.Array):
-        weights = power_factors
-    else:
-        weights = np.asarray(power_factors, np.float64)
-        if not np.all((weights >= 0) & (weights < np.inf)):
-            raise ValueError(f"power_factors must be finite and not negative, got {power_factors!r}.")
+    weights = _numbers("power_factors", power_factors)
+    if isinstance(weights, np.ndarray) and not np.all((weights >= 0) & (weights < np.inf)):
+        raise ValueError(f"power_factors must be finite and not negative, got {power_factors!r}.")
     if weights.ndim == 0 or weights.shape[-1] == 0:
         raise ValueError(
             "power_factors must hold one weight for each scale, finest first, at least one, "
@@ -144,12 +141,9 @@ def check_power_factors(power_factors) -> Array:
 
 def check_unit_interval(name: str, value) -> Array:
     """A share between 0 and 1, as an array without axes; a traced one is not looked at."""
-    if isinstance(value, jax.Array):
-        share = value
-    else:
-        share = np.asarray(value, np.float64)
-        if not np.all((share >= 0) & (share <= 1)):
-            raise ValueError(f"{name} must be between 0 and 1, got {value!r}.")
+    share = _numbers(name, value)
+    if isinstance(share, np.ndarray) and not np.all((share >= 0) & (share <= 1)):
+        raise ValueError(f"{name} must be between 0 and 1, got {value!r}.")
     if share.ndim != 0:
         raise ValueError(f"{name} must be a single number, got shape {list(share.shape)}.")
     return share
@@ -164,7 +158,7 @@ def over_batch(name: str, x: Array, batch: tuple[int, ...], trailing: int = 0) -
     return x.reshape((1,) * missing + x.shape)
 
 
-def _as_array(name: str, x, instead: str) -> Array:
+def as_array(name: str, x, instead: str) -> Array:
     """What JAX computes with, of what it would misread or does not take: other byte orders, variables of Flax."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, of which JAX would drop the mask: pass {name}.data and {instead}.")
@@ -180,8 +174,7 @@ def _as_array(name: str, x, instead: str) -> Array:
 def _check_images(names, a, b, spatial_ndim) -> None:
     axes = AXES[spatial_ndim]
     for name, x in zip(names, (a, b), strict=True):
-        real = jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
-        if not real or x.dtype.itemsize > 8:
+        if not _is_real(x.dtype) or x.dtype.itemsize > 8:
             raise TypeError(f"{name} must hold real numbers, floating or integer, of at most 64 bits, got {x.dtype}.")
         if x.ndim < spatial_ndim + 1:
             raise ValueError(
@@ -284,6 +277,18 @@ def _covariance_scale(covariance: str, samples: int) -> float:
     return samples / (samples - 1)
 
 
+def _numbers(name: str, value) -> Array:
+    """Real numbers as an array: those of JAX, which may be traced, as they are, others in float64."""
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not _is_real(array.dtype):
+        raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}.")
+    return array if isinstance(array, jax.Array) else array.astype(np.float64)
+
+
+def _is_real(dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
 def _dtype(x):
     # What JAX will compute with: float64 NumPy arrays are float64 only under jax_enable_x64.
     return jax.dtypes.canonicalize_dtype(x.dtype)
@@ -292,16 +297,10 @@ def _dtype(x):
 def _resolve_max_val(names, a, b, max_val, dtype, batch):
     if max_val is None:
         max_val = _default_max_val(names, a, b)
-    if isinstance(max_val, jax.Array):
-        max_val = max_val.astype(dtype)
-    else:
-        value = np.asarray(max_val)
-        if not (np.issubdtype(value.dtype, np.number) and not np.iscomplexobj(value)):
-            raise TypeError(f"max_val must be a number or an array of numbers, got {max_val!r}.")
-        if not np.all((value >= 1e-15) & (value <= 1e15)):
-            raise ValueError(f"max_val must be between 1e-15 and 1e15, got {max_val!r}.")
-        max_val = value.astype(dtype)
-    return over_batch("max_val", max_val, batch)
+    value = _numbers("max_val", max_val)
+    if isinstance(value, np.ndarray) and not np.all((value >= 1e-15) & (value <= 1e15)):
+        raise ValueError(f"max_val must be between 1e-15 and 1e15, got {max_val!r}.")
+    return over_batch("max_val", value.astype(dtype), batch)
 
 
 def _default_max_val(names, a, b) -> float:

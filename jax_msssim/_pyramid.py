@@ -45,8 +45,10 @@ def sum_and_difference(images, means) -> tuple[jax.Array, jax.Array]:
 
 def first_scale(a: jax.Array, b: jax.Array, where: jax.Array | None, spatial_ndim: int) -> Scale:
     """The images as they came, with their means."""
-    if where is not None:
-        where = jnp.broadcast_to(where, a.shape)
+    if where is None:
+        a, b = _sharded_alike(a, b)
+    else:
+        a, b, where = _sharded_alike(a, b, jnp.broadcast_to(where, a.shape))
         a, b = jnp.where(where, a, 0), jnp.where(where, b, 0)
     mean_a, mean_b, mean_difference = (_channel_means(x, where, spatial_ndim) for x in (a, b, a - b))
     # From a centred sum and difference, each image is centred by these: by about nothing where it is black.
@@ -149,6 +151,16 @@ def mean_of_map(x: jax.Array, axes: range) -> jax.Array:
         last = lax.stop_gradient(lax.index_in_dim(x, x.shape[axes.start] - 1, axes.start))
         x = (last + (x - last).mean(axes.start, keepdims=True)).squeeze(axes.start)
     return x
+
+
+def _sharded_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """On an explicit mesh, what is whole on every device is cut as the others are; elsewhere nothing happens.
+
+    Else the partitioner gathers the others, at every scale.
+    """
+    kinds = [jax.typeof(x).sharding for x in arrays]
+    finest = min(kinds, key=lambda kind: tuple(kind.spec).count(None))
+    return [x if kind == finest else jax.sharding.reshard(x, finest) for x, kind in zip(arrays, kinds, strict=True)]
 
 
 def _black(scale: Scale) -> tuple[jax.Array, jax.Array]:

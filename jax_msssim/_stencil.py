@@ -156,18 +156,20 @@ def _fold(x):
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def _folded(scale: Scale, c1, c2, window: Window) -> tuple[Stencil, Operands]:
-    def along_row(x, columns):
-        return _fold(jnp.broadcast_to(x, (*x.shape[:-2], columns, x.shape[-1])))
+def _along_row(x, columns):
+    """What is one number per channel, ``[..., 1, C]``, repeated along the row and folded."""
+    return _fold(jnp.broadcast_to(x, (*x.shape[:-2], columns, x.shape[-1])))
 
+
+def _folded(scale: Scale, c1, c2, window: Window) -> tuple[Stencil, Operands]:
     *_, columns, channels = scale.images[0].shape
     operands = Operands(
         first=_fold(scale.images[0]),
         second=_fold(scale.images[1]),
         c1=c1[..., 0],
         c2=c2[..., 0],
-        means=jax.tree.map(lambda x: along_row(x, columns), scale.means),
-        brightness=jax.tree.map(lambda x: along_row(x, columns - window.halo), scale.brightness),
+        means=jax.tree.map(lambda x: _along_row(x, columns), scale.means),
+        brightness=jax.tree.map(lambda x: _along_row(x, columns - window.halo), scale.brightness),
         valid=None if scale.valid is None else _fold(scale.valid),
     )
     return Stencil(window, channels), operands
@@ -369,9 +371,9 @@ def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
         # Where no position counts the mean is NaN, and its gradient 0.
         undefined = jnp.where(sums["positions"] > 0, 0, jnp.nan)
         positions = jnp.maximum(sums["positions"], 1)
-        spatial = (1,) * (stencil.window.spatial_ndim - 1)
-        along_row = positions.reshape(*positions.shape[:-1], *spatial, stencil.channels)
-        along_row = jnp.tile(along_row, like.shape[-1] // stencil.channels)
+        *batch, channels = positions.shape
+        spatial = (1,) * stencil.window.spatial_ndim
+        along_row = _along_row(positions.reshape(*batch, *spatial, channels), like.shape[-1] // channels)
     gradients = (images[name] / along_row if name in IMAGES else sums[name] / positions for name in wrt)
     return tuple(sums[term] / positions + undefined for term in terms), tuple(gradients)
 

@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     raise ImportError('jax_msssim.nnx needs Flax 0.12.6 or newer: pip install "jax_msssim[flax]".') from error
 
-from jax_msssim._checks import PyramidOptions, SSIMOptions, prepare
+from jax_msssim._checks import Array, PyramidOptions, SSIMOptions, as_array, prepare
 from jax_msssim._losses import dssim_loss, ms_ssim_loss, ssim_loss
 from jax_msssim._ms_ssim import ms_ssim, prepare_ms_ssim
 from jax_msssim._ssim import ssim
@@ -96,7 +96,7 @@ class _MeanOverImages(nnx.Metric):
         """
         values = self._values(predictions, targets, where=where, **dict(self.options))
         if mask is not None:
-            _check_mask(mask, values.shape)
+            mask = _checked_mask(mask, values.shape)
         self._add(*_sum(values, mask))
 
     def compute(self) -> jax.Array:
@@ -243,9 +243,8 @@ def _static(name: str, value):
     return value
 
 
-def _check_mask(mask, batch: tuple[int, ...]) -> None:
-    if not hasattr(mask, "shape") or not hasattr(mask, "dtype"):
-        raise TypeError(f"mask must be a boolean array, got {type(mask).__name__}. Wrap it in jnp.asarray.")
+def _checked_mask(mask, batch: tuple[int, ...]) -> Array:
+    mask = as_array("mask", mask, "mask=mask.filled(False)")
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask must be boolean, True for the images that count, got {mask.dtype}: use mask > 0.")
     if mask.shape != batch:
@@ -253,6 +252,7 @@ def _check_mask(mask, batch: tuple[int, ...]) -> None:
             f"mask must have one value per image, shape {list(batch)}, got {list(mask.shape)}. "
             "A mask of pixels is passed as where."
         )
+    return mask
 
 
 @jax.jit

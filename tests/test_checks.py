@@ -79,10 +79,17 @@ def test_max_val_outside_its_domain(max_val):
         ssim(zeros(2, 16, 16, 1), zeros(2, 16, 16, 1), max_val=max_val)
 
 
-@pytest.mark.parametrize("max_val", ["255", 1j, True])
-def test_max_val_that_is_no_number(max_val):
-    with raises(TypeError, ["max_val must be a number"]):
-        ssim(IMAGE, IMAGE, max_val=max_val)
+@pytest.mark.parametrize("value", ["255", 1j, True])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("max_val", ssim), ("power_factors", ms_ssim), ("weight", jax_msssim.ssim_l1_loss)],
+)
+def test_what_is_no_number(name, function, value):
+    with raises(TypeError, [f"{name} must be a number"]):
+        function(IMAGE, IMAGE, **{name: value})
+    if not isinstance(value, str):
+        with raises(TypeError, [f"{name} must be a number"]):
+            jax.jit(lambda x: function(IMAGE, IMAGE, **{name: x}))(value)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 1), (1, 2)])

@@ -318,7 +318,7 @@ def test_traced_option():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"mask": [True, True, False]}, TypeError, "mask must be a boolean array, got list"),
+        ({"mask": [True, True, False]}, TypeError, "mask must be an array, got list"),
         ({"mask": np.ones(3, np.float32)}, TypeError, "mask must be boolean.*float32"),
         ({"mask": np.ones((3, 1), bool)}, ValueError, r"shape \[3\], got \[3, 1\]"),
         ({"mask": np.ones((3, 6, 7, 1), bool)}, ValueError, "passed as where"),

@@ -83,6 +83,25 @@ def test_mask_in_blocks_of_rows(implementation, mesh, small_blocks):
     check(mesh, lambda a, b, where: value_and_gradients(function)(a, b, where=where), a, b, where)
 
 
+@conv_is_slow
+@pytest.mark.parametrize("whole", ["targets", "where"])
+def test_what_is_whole_is_cut(whole, implementation, mesh, small_blocks):
+    # One of them lies on every device, and no other array is gathered for it.
+    arrays = dict(zip(("predictions", "targets"), pair(8, 14, 13, 1), strict=True))
+    arrays["where"] = np.random.default_rng(2).random(arrays["targets"].shape) > 0.02
+    sharded = {name: NamedSharding(mesh, PartitionSpec(None if name == whole else "batch")) for name in arrays}
+    function = function_of("ms_ssim_loss", min_coverage=0.5, implementation=implementation)
+
+    def value_and_gradient(predictions, targets, where):
+        loss = function(predictions, targets, where=where)
+        return loss, jax.grad(lambda x: function(x, targets, where=where).sum())(predictions)
+
+    got, collectives = run(value_and_gradient, *(jax.device_put(x, sharded[name]) for name, x in arrays.items()))
+    assert collectives == set()
+    assert stays_over_batch(mesh, got)
+    assert_same(jax.device_get(got), jax.device_get(jax.jit(value_and_gradient)(*arrays.values())), GRADIENT)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
 def test_vmap_over_a_sharded_batch(name, mesh):
