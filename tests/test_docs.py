@@ -84,6 +84,14 @@ def test_docstrings_of_metrics():
         assert "\nReturns:\n" in inspect.getdoc(metric.compute)
 
 
+def test_signatures_of_metrics():
+    page = (DOCS / "api" / "nnx.md").read_text()
+    for name, metric in nnx_metrics().items():
+        _, *parameters = inspect.signature(metric.__init__).parameters.values()
+        bare = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+        assert f".. autoclass:: {name}{bare}\n" in page
+
+
 def examples() -> dict[str, doctest.DocTest]:
     """What doctest finds in the docstring of every public function, metric and module."""
     public = {name: getattr(jax_msssim, name) for name in jax_msssim.__all__ if name not in ("WANG2003", "MSSSIMTerms")}
