@@ -80,6 +80,14 @@ def test_mean_of_a_constant_map(shape, implementation):
     np.testing.assert_allclose(ssim(a, b, implementation=implementation), luminance, rtol=0, atol=3e-7)
 
 
+def test_black_against_white(implementation):
+    # l is 1e-4, of which 1 - (1 - l) keeps three digits: 1e-5 of this value. Its own keep all but three roundings.
+    white = np.broadcast_to(np.float32([1, 0.9, 0.7]).reshape(3, 1, 1, 1), (3, 48, 48, 1))
+    luminance = 1e-4 / (white[:, 0, 0, 0].astype(np.float64) ** 2 + 1e-4)
+    got = ms_ssim(np.zeros_like(white), white, power_factors=(0.8667, 0.1333), implementation=implementation)
+    np.testing.assert_allclose(got, luminance**0.1333, rtol=2e-7)
+
+
 def test_identical_images(implementation):
     pairs = accuracy_pairs()
     a, other = stacked(pairs)
