@@ -251,8 +251,7 @@ def test_one_float64_image_makes_float64(implementation, x64):
 # --- large images, which the CPU works through in blocks ----------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spatial_ndim", [1, 2, 3])
+@pytest.mark.parametrize("spatial_ndim", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_blocks_of_rows(spatial_ndim, small_blocks, x64):
     # 19 rows of windows in blocks of 4: the last one overlaps its neighbour.
     a, b = random_pair((2, *(23, 9, 10)[:spatial_ndim], 2))
