@@ -62,18 +62,14 @@ class Pyramid(NamedTuple):
 def log_ms_ssim(images: Images, power_factors, options: Options, pyramid: Pyramid) -> jax.Array:
     """The logarithm of MS-SSIM, ``[..., C]``, or ``[..., 1]`` where channels are averaged before the powers."""
     with jax.named_scope("jax_msssim.ms_ssim"):
-        last = pyramid.scales - 1
-        terms = [
-            "similarity" if j == last or pyramid.luminance == "all" else "contrast_structure"
-            for j in range(pyramid.scales)
-        ]
-        names = [*((term,) for term in terms[:-1]), ("similarity", "product")]
+        term = "similarity" if pyramid.luminance == "all" else "contrast_structure"
+        names = [*[(term,)] * (pyramid.scales - 1), ("similarity", "product")]
         *finer, (coarsest, product) = _each_scale(images, options, pyramid.downsample, names)
         dissimilarities = [*(mean for (mean,) in finer), coarsest]  # 1 - x_j, each [..., C]
         if pyramid.channel_mean == "before":
             *dissimilarities, product = (x.mean(-1, keepdims=True) for x in (*dissimilarities, product))
         means = [1 - x for x in dissimilarities]
-        means[last] = _with_value(means[last], product)
+        means[-1] = _with_value(means[-1], product)
         logs = _log_positive(jnp.stack(dissimilarities, -2), jnp.stack(means, -2), pyramid.negative)
         return (power_factors[..., None] * logs).sum(-2)
 

@@ -12,6 +12,7 @@ from images import photograph, photographs, random_pair, smooth_pair
 
 import jax_msssim
 from jax_msssim import ms_ssim, ms_ssim_db, ms_ssim_loss, ssim
+from jax_msssim._ms_ssim import _log_positive
 
 SHAPE = (48, 52, 1)
 POWERS = (0.2, 0.3, 0.5)
@@ -195,6 +196,15 @@ def test_hard_pairs_have_the_value_of_the_definition(implementation):
     options = {"power_factors": HARD_POWERS, "negative": "soft"}
     got = ms_ssim(a, b, implementation=implementation, **HARD, **options)
     np.testing.assert_allclose(got, oracle.ms_ssim(a, b, window=oracle.gaussian(5), **options), rtol=0, atol=5e-6)
+
+
+def test_logarithm_where_the_soft_rule_has_its_pole():
+    # eps^2 / (2 eps - x) is not taken at x = 2 eps, but its infinite derivative times 0 would be NaN. No images hit
+    # that number for sure.
+    x = np.float32([0.02, 0.005, -1])
+    value, gradient = jax.vmap(jax.value_and_grad(lambda x: _log_positive(1 - x, x, "soft")))(x)
+    np.testing.assert_allclose(value, np.log([0.02, 1e-4 / 0.015, 1e-4 / 1.02]), rtol=1e-6)
+    np.testing.assert_allclose(gradient, [50, 1 / 0.015, 1 / 1.02], rtol=1e-6)
 
 
 @pytest.mark.parametrize("max_val", [1e-15, 1e-6, 1e6, 1e15])
