@@ -167,15 +167,10 @@ def test_map(tmp_path):
 
 
 @pytest.mark.slow
-def test_terminal(tmp_path):
-    # A pseudo-terminal for both: the bar is drawn, and the table has borders.
-    for name in ("x.png", "[bold]y.png"):
-        save(tmp_path / "a" / name, crop(20, 20))
-        save(tmp_path / "b" / name, crop(20, 20) // 2)
+def shown(*arguments, cwd):
+    """What a command that succeeds writes to a terminal."""
     leader, follower = pty.openpty()
-    with subprocess.Popen(
-        [*COMMAND, "a", "b", "--convention", "dm_pix"], cwd=tmp_path, stdout=follower, stderr=follower
-    ) as process:
+    with subprocess.Popen([*COMMAND, *arguments], cwd=cwd, stdout=follower, stderr=follower) as process:
         os.close(follower)
         text = b""
         while True:
@@ -185,8 +180,20 @@ def test_terminal(tmp_path):
                 break
     os.close(leader)
     assert process.returncode == 0
+    return text.decode()
+
+
+def test_terminal(tmp_path):
+    # A pseudo-terminal for both: the bar is drawn, and the table has borders.
+    for name in ("x.png", "[bold]y.png"):
+        save(tmp_path / "a" / name, crop(20, 20))
+        save(tmp_path / "b" / name, crop(20, 20) // 2)
+    text = shown("a", "b", "--convention", "dm_pix", cwd=tmp_path)
     for part in ("0/2", "2/2", "2 pairs, the worst by SSIM", "[bold]y.png", "│"):
-        assert part in text.decode()
+        assert part in text
+    text = shown("a/x.png", "b/x.png", "--convention", "tensorflow", "--fit-scales", cwd=tmp_path)
+    for part in ("MS-SSIM, 1 scales", "D-SSIM", "│"):
+        assert part in text
 
 
 # --- Folders ---------------------------------------------------------------------------------------------------
@@ -383,6 +390,15 @@ def test_alpha(kind, dtype, tmp_path):
     np.testing.assert_allclose(image.pixels[:10], colours[:10] * 0.2 + white * 0.8, rtol=1e-6)
 
 
+def test_opaque_premultiplied_tiff(tmp_path):
+    pixels = crop(20, 30)
+    opaque = np.concatenate([pixels, np.full((20, 30, 1), 255, np.uint8)], -1)
+    tifffile.imwrite(tmp_path / "a.tif", opaque, photometric="rgb", extrasamples=["assocalpha"])
+    image = _images.read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert not image.transparent
+
+
 def test_palette_and_grey_alpha(tmp_path):
     image = PIL.Image.fromarray(crop(20, 30)).quantize(16)
     image.save(tmp_path / "p.png")
@@ -426,7 +442,17 @@ def broken_files(folder):
     tifffile.imwrite(folder / "nan.tif", np.full((20, 20), np.nan, np.float32))
     premultiplied = np.zeros((20, 20, 4), np.uint8)
     tifffile.imwrite(folder / "alpha.tif", premultiplied, photometric="rgb", extrasamples=["assocalpha"])
+    alpha = premultiplied.astype(np.float32)
+    tifffile.imwrite(folder / "float_alpha.tif", alpha, photometric="rgb", extrasamples=["unassalpha"])
+    tifffile.imwrite(folder / "lab.tif", pixels, photometric="cielab")
+    tifffile.imwrite(folder / "deep.tif", np.zeros((16, 16, 16), np.uint8), volumetric=True, tile=(16, 16, 16))
     PIL.Image.new("CMYK", (20, 20)).save(folder / "cmyk.jpg")
+    deflated = folder / "deflated.tif"
+    tifffile.imwrite(deflated, pixels, photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(deflated) as file:
+        start = file.pages.first.dataoffsets[0]
+    whole = deflated.read_bytes()
+    (folder / "garbled.tif").write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
     (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (folder / "cut.png").write_bytes(deep[: len(deep) // 2])
     (folder / "cut.tif").write_bytes(compressed.read_bytes()[:-200])
@@ -446,7 +472,11 @@ def broken_files(folder):
         "long.tif": "has 32 bits a sample",
         "nan.tif": "NaN",
         "alpha.tif": "ASSOCALPHA",
+        "float_alpha.tif": "UNASSALPHA",
+        "lab.tif": "holds CIELAB colours",
+        "deep.tif": "has the axes ZYX",
         "cmyk.jpg": "holds CMYK colours",
+        "garbled.tif": "cannot be decoded",
     }
 
 
@@ -531,6 +561,15 @@ def test_missing_package(package, tmp_path):
     process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert process.returncode == 2
     assert process.stderr == f'jax-msssim: {package} is not installed: pip install "jax_msssim[cli]"\n'
+
+
+@pytest.mark.slow
+def test_full_device(tmp_path):
+    a = save(tmp_path / "a.png", crop(20, 20))
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run([*COMMAND, a, a, "--csv", "-"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert finished.returncode == 2
+    assert finished.stderr.decode().endswith("jax-msssim: cannot write: No space left on device\n")
 
 
 @pytest.mark.slow
