@@ -32,7 +32,7 @@ python_maximum_signature_line_length = 80  # one parameter a line
 
 html_theme = "sphinx_book_theme"
 html_title = f"jax_msssim {release}"
-html_theme_options = {"home_page_in_toc": True, "show_navbar_depth": 1}
+html_theme_options = {"home_page_in_toc": True, "show_navbar_depth": 1, "navbar_persistent": []}
 
 ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")
 
