@@ -26,7 +26,7 @@ def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, 
     """The mean of each term's value over the positions that count, ``[..., C]``; NaN where none does."""
     moments, where = _moments(scale, window), counted(scale, window)
     values = (value_of(term, moments, scale.brightness, c1, c2) for term in terms)
-    return tuple(mean_positions(value, where, window.spatial_ndim) for value in values)
+    return tuple(mean_positions(value, where, spatial_axes(value, window.spatial_ndim)) for value in values)
 
 
 def counted(scale: Scale, window: Window) -> jax.Array | None:

@@ -18,7 +18,7 @@ from jax_msssim._checks import (
     prepare,
 )
 from jax_msssim._ms_ssim import Pyramid, log_ms_ssim, one_minus_ms_ssim, prepare_ms_ssim
-from jax_msssim._pyramid import mean_by_axis, mean_of_map
+from jax_msssim._pyramid import mean_positions
 from jax_msssim._single_resolution import SINGLE_RESOLUTION_OPTIONS, single_resolution
 from jax_msssim._ssim import mean_dissimilarity
 
@@ -309,9 +309,5 @@ def mean_l1(images: Images, options: Options, weights=None) -> jax.Array:
     difference = jnp.abs(a - b)
     if weights is not None:
         difference *= weights.reshape((1,) * len(images.batch) + weights.shape)
-    axes = range(len(images.batch), a.ndim)
-    mean = mean_of_map(difference, axes)
-    if valid is not None:
-        share = mean_by_axis(valid.astype(a.dtype), axes)
-        mean = jnp.where(share > 0, mean / jnp.where(share > 0, share, 1), jnp.nan)
+    mean = mean_positions(difference, valid, range(len(images.batch), a.ndim))
     return mean / images.max_val

@@ -120,9 +120,8 @@ def spatial_axes(x: jax.Array, spatial_ndim: int) -> range:
     return range(x.ndim - 1 - spatial_ndim, x.ndim - 1)
 
 
-def mean_positions(x: jax.Array, counted: jax.Array | None, spatial_ndim: int) -> jax.Array:
-    """The mean over the spatial axes, of the positions that count: ``[..., C]``, NaN where none does."""
-    axes = range(x.ndim - spatial_ndim - 1, x.ndim - 1)
+def mean_positions(x: jax.Array, counted: jax.Array | None, axes: range) -> jax.Array:
+    """The mean over some axes, of the positions that count; NaN where none does."""
     if counted is None:
         return mean_of_map(x, axes)
     total, share = (mean_of_map(y, axes) for y in (jnp.where(counted, x, 0), counted.astype(x.dtype)))

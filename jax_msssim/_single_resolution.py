@@ -33,7 +33,8 @@ def single_resolution(images: Images, options: Options) -> tuple[jax.Array, np.n
         term = "similarity" if sigma == SIGMAS[-1] else "contrast_structure"
         one_more = local.term_map(term, padded, c1, c2, window)
         dissimilarity = dissimilarity + one_more - dissimilarity * one_more  # 1 - (1 - x)(1 - y)
-    mean = _pyramid.mean_positions(dissimilarity, local.counted(padded, window), spatial_ndim)
+    axes = _pyramid.spatial_axes(dissimilarity, spatial_ndim)
+    mean = _pyramid.mean_positions(dissimilarity, local.counted(padded, window), axes)
     # What the widest window around every pixel, cut off at the borders, weighs each pixel with in all.
     weights = np.ones((1,) * (spatial_ndim + 1))
     for axis, size in enumerate(scale.images[0].shape[-spatial_ndim - 1 : -1]):
