@@ -10,7 +10,9 @@ import numpy as np
 MIN_ROUNDS = 2
 SECONDS_EACH = 4.0  # for all the rounds of one contestant, as far as MIN_ROUNDS allows
 SLOW = 3.0  # seconds: a call as long as this needs no warm-up, unless it compiles
-MIN_SAMPLE = 0.05  # seconds: a shorter call is repeated and counted as the mean
+# Seconds: calls are repeated until so many have passed, and counted as the mean. A process that has slept finds its
+# threads on one core and takes up to 40 ms until they are on two: no library's time, but four calls of a fast one.
+MIN_SAMPLE = 0.3
 PAUSE = 0.02  # seconds before each sample, for the threads of the one before to go to sleep
 
 
@@ -36,33 +38,33 @@ class Timing(NamedTuple):
 def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Timing]:
     """Time all of them, A B C A B C ...; the slow ones sit out the later rounds."""
     samples: dict[str, list[float]] = {}
+    wanted = {}
     for name, contestant in contestants.items():
-        first = _seconds(contestant)
+        first = _seconds(contestant, 0)
         samples[name] = [first] if first > SLOW and not contestant.compiles else []
+        wanted[name] = rounds
 
-    repeats = dict.fromkeys(contestants, 1)
-    wanted = dict.fromkeys(contestants, rounds)
     for turn in range(rounds):
         for name, contestant in contestants.items():
             if len(samples[name]) >= wanted[name]:
                 continue
             time.sleep(PAUSE)
-            samples[name].append(_seconds(contestant, repeats[name]))
+            samples[name].append(_seconds(contestant, MIN_SAMPLE))
             if turn == 0:
-                once = samples[name][0]
-                repeats[name] = max(1, round(MIN_SAMPLE / once))
-                wanted[name] = min(rounds, max(MIN_ROUNDS, math.ceil(SECONDS_EACH / once)))
+                wanted[name] = min(rounds, max(MIN_ROUNDS, math.ceil(SECONDS_EACH / samples[name][0])))
     return {name: _timing(seconds) for name, seconds in samples.items()}
 
 
-def _seconds(contestant: Contestant, repeats: int = 1) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
+def _seconds(contestant: Contestant, at_least: float) -> float:
+    """The mean time of as many calls as it takes."""
+    start, calls, result = time.perf_counter(), 0, None
+    while calls == 0 or time.perf_counter() - start < at_least:
         result = contestant.call()
         if not contestant.queued:
             contestant.wait(result)
+        calls += 1
     contestant.wait(result)
-    return (time.perf_counter() - start) / repeats
+    return (time.perf_counter() - start) / calls
 
 
 def _timing(seconds: list[float]) -> Timing:

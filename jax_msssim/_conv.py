@@ -12,20 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_msssim._pyramid import Scale, mean_positions, spatial_axes, sum_and_difference
-from jax_msssim._terms import Moments, value_of
+from jax_msssim._pyramid import Scale, change, channel_means, mean_positions, rounded, spatial_axes
+from jax_msssim._terms import Means, Variances, value_of
 from jax_msssim._windows import Window
 
 
 def term_map(term, scale: Scale, c1, c2, window: Window) -> jax.Array:
     """The term's value at every position, ``[..., *positions, C]``, whether it counts or not."""
-    return value_of(term, _moments(scale, window), scale.brightness, c1, c2)
+    means, variances = _moments(scale, window)
+    return value_of(term, lambda: means, variances, c1, c2)
 
 
 def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, ...]:
     """The mean of each term's value over the positions that count, ``[..., C]``; NaN where none does."""
-    moments, where = _moments(scale, window), counted(scale, window)
-    values = (value_of(term, moments, scale.brightness, c1, c2) for term in terms)
+    (means, variances), where = _moments(scale, window), counted(scale, window)
+    values = (value_of(term, lambda: means, variances, c1, c2) for term in terms)
     return tuple(mean_positions(value, where, spatial_axes(value, window.spatial_ndim)) for value in values)
 
 
@@ -37,21 +38,48 @@ def counted(scale: Scale, window: Window) -> jax.Array | None:
     return (_blur(1 - valid, window) <= 1 - window.min_coverage) & (_blur(valid, window) > 0)
 
 
-def halve(images, means, spatial_ndim: int) -> tuple[jax.Array, jax.Array]:
-    """2x2 means of the sum and of the difference of two images with even sides, by ``lax.reduce_window``."""
-    s, d = sum_and_difference(images, means)
-    axes = spatial_axes(s, spatial_ndim)
-    window = tuple(2 if axis in axes else 1 for axis in range(s.ndim))
-    zero = np.zeros((), s.dtype)  # a concrete one, by which lax knows a sum, which it can differentiate
-    s, d = (lax.reduce_window(x, zero, lax.add, window, window, "VALID") / 2**spatial_ndim for x in (s, d))
-    return s, d
+def halve(scale: Scale, spatial_ndim: int):
+    """The next scale by ``lax.reduce_window``: its images, anchors, ``above``, and the share of valid pixels."""
+    axes = spatial_axes(scale.images[0], spatial_ndim)
+    window = tuple(2 if axis in axes else 1 for axis in range(scale.images[0].ndim))
+    weights = None if scale.valid is None else scale.valid.astype(scale.images[0].dtype)
+
+    def mean(x):
+        zero = np.zeros((), x.dtype)  # a concrete one, by which lax knows a sum, which it can differentiate
+        return lax.reduce_window(x, zero, lax.add, window, window, "VALID") / 2**spatial_ndim
+
+    def spread(x):
+        for axis in axes:
+            x = jnp.repeat(x, 2, axis)
+        return x
+
+    share = None if weights is None else mean(weights)
+    anchors = tuple(rounded(lax.slice(x, [0] * x.ndim, x.shape, window)) for x in scale.pixels)
+    above = _above(scale, tuple(spread(x.astype(scale.images[0].dtype)) for x in anchors))
+    means = (mean(x if weights is None else weights * x) for x in (*scale.images, *above))
+    if share is not None:
+        means = (x / jnp.where(share > 0, share, 1) for x in means)
+    a, b, s, d = means
+    return (a, b), anchors, (s, d), share
 
 
-def _moments(scale: Scale, window: Window) -> Moments:
-    s, d = sum_and_difference(scale.images, scale.means)
+def _above(scale: Scale, reference):
+    """What the sum and the difference of the images are above those of a pixel."""
+    s, d = change(reference, scale.pixels)
+    return (s, d) if scale.above is None else (s + scale.above[0], d + scale.above[1])
+
+
+def _moments(scale: Scale, window: Window) -> tuple[Means, Variances]:
+    typical_a, typical_b = (channel_means(x, scale.valid, window.spatial_ndim) for x in scale.pixels)
+    above = _above(scale, (typical_a, typical_b))
+    # Once more, as anchors are only near the pixels.
+    centre_s, centre_d = (channel_means(x, scale.valid, window.spatial_ndim) for x in above)
+    s, d = above[0] - centre_s, above[1] - centre_d
     weights = None if scale.valid is None else scale.valid.astype(s.dtype)
     (mean_s, variance_s), (mean_d, variance_d) = (_mean_and_variance(x, weights, window) for x in (s, d))
-    return Moments(mean_s, variance_s, mean_d, variance_d)
+    mean_s, mean_d = centre_s + mean_s, centre_d + mean_d
+    a, b = typical_a + (mean_s + mean_d) / 2, typical_b + (mean_s - mean_d) / 2
+    return Means(a, b, (typical_a - typical_b) + mean_d), Variances(variance_s, variance_d)
 
 
 def _mean_and_variance(x, weights, window: Window):

@@ -69,21 +69,9 @@ def log_ms_ssim(images: Images, power_factors, options: Options, pyramid: Pyrami
         if pyramid.channel_mean == "before":
             *dissimilarities, product = (x.mean(-1, keepdims=True) for x in (*dissimilarities, product))
         means = [1 - x for x in dissimilarities]
-        means[-1] = _with_value(means[-1], product)
+        means[-1] = _pyramid.with_value(means[-1], product)
         logs = _log_positive(jnp.stack(dissimilarities, -2), jnp.stack(means, -2), pyramid.negative)
         return (power_factors[..., None] * logs).sum(-2)
-
-
-@jax.custom_jvp
-def _with_value(x: jax.Array, value: jax.Array) -> jax.Array:
-    """``value``, which is ``x`` but for rounding, with the derivative of ``x``."""
-    del x
-    return value
-
-
-@_with_value.defjvp
-def _with_value_jvp(primals, tangents):
-    return primals[1], tangents[0]
 
 
 def one_minus_ms_ssim(images: Images, power_factors, options: Options, pyramid: Pyramid) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The scales of MS-SSIM: two images, centred once, halved again and again, and padded for the window."""
+"""The scales of MS-SSIM: two images, halved again and again, and padded for the window."""
 
 from typing import NamedTuple
 
@@ -6,71 +6,76 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_msssim._terms import Brightness
-
 DOWNSAMPLE_RULES = ("edge", "floor", "zero", "edge_start")
 PADDINGS = ("valid", "same", "reflect", "symmetric")
 
+Pair = tuple[jax.Array, ...]  # one of a and one of b, or of their sum and their difference
+
 
 class Scale(NamedTuple):
-    """Two images at one scale, each ``[..., *spatial, C]``, and what their brightness is.
+    """Two images at one scale, each ``[..., *spatial, C]``: at the first the caller's own, uncopied.
 
-    Similarity but for its luminance does not depend on a constant added to a pixel, and arithmetic does: the
-    closer the pixels are to zero, the less is rounded away. So the mean of each channel leaves the images and
-    their difference, once, and luminance adds it back.
+    At the others a pixel is a mean of pixels of the first, and such a mean, of 5000 say, is rounded by 2e-4, which is
+    contrast. So it is held in two parts: ``anchors``, of a and of b, are a brightness near by, and ``above`` is what
+    the sum and the difference of a and b are above those of the anchors. ``images`` are there to be differentiated:
+    ``above`` has their derivative, and their values are not used.
 
-    At the first scale ``images`` are the caller's own, uncopied, and ``means`` are those of a, b and a - b, still
-    to be subtracted. At the others ``images`` are the centred sum and difference, and ``means`` is None: halved
-    apart, two images that are nearly equal would be rounded apart. ``valid`` tells which pixels count (None: all);
-    the others hold finite numbers without meaning.
+    ``valid`` tells which pixels count (None: all); the others hold finite numbers without meaning. ``typical`` is a
+    brightness of each image, ``[..., 1, 1, 1]``, for what must be measured from one number.
     """
 
-    images: tuple[jax.Array, jax.Array]
-    means: tuple[jax.Array, jax.Array, jax.Array] | None
-    brightness: Brightness
+    images: Pair
+    anchors: Pair | None
+    above: Pair | None
     valid: jax.Array | None
+    typical: Pair
+
+    @property
+    def pixels(self) -> Pair:
+        """What ``above`` is added to: the anchors, or at the first scale, where it is None, the images."""
+        return self.images if self.anchors is None else tuple(x.astype(self.images[0].dtype) for x in self.anchors)
 
 
-def sum_and_difference(images, means) -> tuple[jax.Array, jax.Array]:
-    """The centred sum and difference of a scale's images.
+def rounded(pixel: jax.Array) -> jax.Array:
+    """An anchor: any number near the pixels will do, so that half the memory will, too."""
+    return lax.stop_gradient(pixel).astype(jnp.bfloat16)
 
-    Each in the order that keeps it exact: a bright pair is centred before it is added, and a pair of nearly equal
-    images is subtracted before anything is rounded.
-    """
-    if means is None:
-        return images
-    (a, b), (mean_a, mean_b, mean_difference) = images, means
-    return (a - mean_a) + (b - mean_b), (a - b) - mean_difference
+
+def change(before: Pair, after: Pair) -> Pair:
+    """By how much the sum and the difference of a and b change from one pixel to another."""
+    change_a, change_b = (y - x for x, y in zip(before, after, strict=True))
+    return change_a + change_b, change_a - change_b
+
+
+@jax.custom_jvp
+def with_value(x: jax.Array, value: jax.Array) -> jax.Array:
+    """``value``, which is ``x`` but for rounding, with the derivative of ``x``."""
+    del x
+    return value
+
+
+@with_value.defjvp
+def _with_value_jvp(primals, tangents):
+    return with_value(*primals), tangents[0]
 
 
 def first_scale(a: jax.Array, b: jax.Array, where: jax.Array | None, spatial_ndim: int) -> Scale:
-    """The images as they came, with their means."""
+    """The images as they came; where they are masked, the mean of the others."""
     if where is None:
         a, b = _sharded_alike(a, b)
     else:
         a, b, where = _sharded_alike(a, b, jnp.broadcast_to(where, a.shape))
-        a, b = jnp.where(where, a, 0), jnp.where(where, b, 0)
-    mean_a, mean_b, mean_difference = (_channel_means(x, where, spatial_ndim) for x in (a, b, a - b))
-    # From a centred sum and difference, each image is centred by these: by about nothing where it is black.
-    centre_a = (mean_a + (mean_b + mean_difference)) / 2
-    centre_b = (mean_b + (mean_a - mean_difference)) / 2
-    brightness = Brightness(mean_a + mean_b, mean_difference, centre_a, centre_b)
-    return Scale((a, b), (mean_a, mean_b, mean_difference), brightness, where)
+        a, b = (jnp.where(where, x, channel_means(x, where, spatial_ndim)) for x in (a, b))
+    return Scale((a, b), None, None, where, tuple(_middle_line(x, spatial_ndim) for x in (a, b)))
 
 
 def next_scale(scale: Scale, rule: str, spatial_ndim: int, halve) -> Scale:
-    """Half the size along each spatial axis: the mean of 2x2 pixels."""
-    first, second = (evened(x, rule, spatial_ndim, black) for x, black in zip(scale.images, _black(scale), strict=True))
-    if scale.valid is None:
-        return Scale(halve((first, second), scale.means, spatial_ndim), None, scale.brightness, None)
-    # The mean over the valid ones of 2x2 pixels: the mean with zeros for the others, over the share of valid ones.
-    valid = evened(scale.valid, rule, spatial_ndim)
-    weights = valid.astype(first.dtype)
-    (share, _) = halve((weights, weights), None, spatial_ndim)
-    some = share > 0
-    s, d = (jnp.where(valid, x, 0) for x in sum_and_difference((first, second), scale.means))
-    s, d = (x / jnp.where(some, share, 1) for x in halve((s, d), None, spatial_ndim))
-    return Scale((s, d), None, scale.brightness, share == 1 if rule == "floor" else some)
+    """Half the size along each spatial axis: the mean of 2x2 pixels, of the valid ones where some are masked."""
+    images, anchors, above, share = halve(_mapped(scale, lambda x: evened(x, rule, spatial_ndim)), spatial_ndim)
+    a, b = images
+    above = tuple(with_value(*pair) for pair in zip((a + b, a - b), above, strict=True))
+    valid = None if share is None else share == 1 if rule == "floor" else share > 0
+    return Scale(images, anchors, above, valid, scale.typical)
 
 
 def padded(scale: Scale, padding: str, size: int, spatial_ndim: int) -> Scale:
@@ -79,15 +84,15 @@ def padded(scale: Scale, padding: str, size: int, spatial_ndim: int) -> Scale:
         return scale
     axes = spatial_axes(scale.images[0], spatial_ndim)
     margins = [(size // 2, size // 2) if axis in axes else (0, 0) for axis in range(scale.images[0].ndim)]
-    if padding != "same":
-        skipped = 1 if padding == "reflect" else 0
-        first, second = scale.images
+
+    def with_margin(x):
+        if padding == "same":  # zeros around the image are valid pixels
+            return jnp.pad(x, margins, constant_values=1 if x.dtype == bool else 0)
         for axis in axes:
-            first, second = (_mirrored(x, axis, size // 2, skipped) for x in (first, second))
-        return scale._replace(images=(first, second))
-    first, second = (_surrounded(x, margins, black) for x, black in zip(scale.images, _black(scale), strict=True))
-    valid = None if scale.valid is None else jnp.pad(scale.valid, margins, constant_values=True)
-    return scale._replace(images=(first, second), valid=valid)
+            x = _mirrored(x, axis, size // 2, skipped=1 if padding == "reflect" else 0)
+        return x
+
+    return _mapped(scale, with_margin)
 
 
 def smallest_side(size: int, rule: str, times: int) -> int:
@@ -95,14 +100,14 @@ def smallest_side(size: int, rule: str, times: int) -> int:
     return size * 2**times if rule == "floor" else (size - 1) * 2**times + 1
 
 
-def evened(x: jax.Array, rule: str, spatial_ndim: int, black: jax.Array | float = 0.0) -> jax.Array:
-    """``x`` with an even number of pixels along each spatial axis; ``black`` is a pixel of value 0, for ``"zero"``."""
+def evened(x: jax.Array, rule: str, spatial_ndim: int) -> jax.Array:
+    """``x`` with an even number of pixels along each spatial axis."""
     axes = spatial_axes(x, spatial_ndim)
     odd = [axis for axis in axes if x.shape[axis] % 2 == 1]
     if not odd:
         return x
-    if rule == "zero":  # a black line at both ends of an odd axis, the second of which is left without a partner
-        x = _surrounded(x, [(1, 0) if axis in odd else (0, 0) for axis in range(x.ndim)], black)
+    if rule == "zero":  # a line of zeros at both ends of an odd axis, the second of which is left without a partner
+        x = jnp.pad(x, [(1, 0) if axis in odd else (0, 0) for axis in range(x.ndim)])
     elif rule == "edge_start":  # the first line once more, on every axis if one is odd
         for axis in axes:
             x = jnp.concatenate([lax.slice_in_dim(x, 0, 1, axis=axis), x], axis)
@@ -152,6 +157,41 @@ def mean_of_map(x: jax.Array, axes: range) -> jax.Array:
     return x
 
 
+def channel_means(x: jax.Array, where: jax.Array | None, spatial_ndim: int) -> jax.Array:
+    """The mean of each channel over the valid pixels, with spatial axes of size 1: a number to measure others from."""
+    axes = spatial_axes(x, spatial_ndim)
+    if where is None:
+        for axis in axes:
+            x = x.mean(axis, keepdims=True)
+    else:
+        x, count = jnp.where(where, x, 0), where.astype(x.dtype)
+        for axis in axes:
+            x, count = x.sum(axis, keepdims=True), count.sum(axis, keepdims=True)
+        x = x / jnp.maximum(count, 1)
+    return _one_number(x)
+
+
+def _mapped(scale: Scale, function) -> Scale:
+    """A function of each array of pixels."""
+    mapped = jax.tree.map(function, scale._replace(typical=()))
+    return mapped._replace(typical=scale.typical)
+
+
+def _middle_line(x: jax.Array, spatial_ndim: int) -> jax.Array:
+    """Its mean, over the channels as well; of a signal that of all."""
+    axis = x.ndim - spatial_ndim - 1
+    if spatial_ndim > 1:
+        x = lax.slice_in_dim(x, x.shape[axis] // 2, x.shape[axis] // 2 + 1, axis=axis)
+    return _one_number(x.mean(range(axis, x.ndim), keepdims=True))
+
+
+def _one_number(x: jax.Array) -> jax.Array:
+    # Any number near the mean serves, but it must be the same one everywhere: XLA may compute the mean's last product
+    # anew where it is used, unrounded (FMA). So it is rounded once more, by a bit.
+    kind = jnp.finfo(x.dtype)
+    return lax.reduce_precision(lax.stop_gradient(x), exponent_bits=kind.nexp, mantissa_bits=kind.nmant - 1)
+
+
 def _sharded_alike(*arrays: jax.Array) -> list[jax.Array]:
     """On an explicit mesh, what is whole on every device is cut as the others are; elsewhere nothing happens.
 
@@ -162,36 +202,9 @@ def _sharded_alike(*arrays: jax.Array) -> list[jax.Array]:
     return [x if kind == finest else jax.sharding.reshard(x, finest) for x, kind in zip(arrays, kinds, strict=True)]
 
 
-def _black(scale: Scale) -> tuple[jax.Array, jax.Array]:
-    """A pixel of value 0 in the coordinates of this scale's images."""
-    black = -scale.brightness.sum, -scale.brightness.difference
-    return black if scale.means is None else (jnp.zeros_like(black[0]), jnp.zeros_like(black[1]))
-
-
 def _mirrored(x, axis, margin, skipped):
     # Not jnp.pad, which slices the other axes as well, and a sharded batch cannot be sliced.
     size = x.shape[axis]
     before = lax.slice_in_dim(x, skipped, skipped + margin, axis=axis)
     after = lax.slice_in_dim(x, size - skipped - margin, size - skipped, axis=axis)
     return jnp.concatenate([jnp.flip(before, axis), x, jnp.flip(after, axis)], axis)
-
-
-def _surrounded(x: jax.Array, margins, pixel: jax.Array | float) -> jax.Array:
-    inside = [size if any(margin) else 1 for size, margin in zip(x.shape, margins, strict=True)]
-    return jnp.where(jnp.pad(jnp.ones(inside, bool), margins), jnp.pad(x, margins), pixel)
-
-
-def _channel_means(x, where, spatial_ndim):
-    axes = spatial_axes(x, spatial_ndim)
-    if where is None:
-        for axis in axes:
-            x = x.mean(axis, keepdims=True)
-    else:
-        count = where.astype(x.dtype)
-        for axis in axes:
-            x, count = x.sum(axis, keepdims=True), count.sum(axis, keepdims=True)
-        x = x / jnp.maximum(count, 1)
-    # Any number near the mean serves, as it is added back, but it must be the same one everywhere: XLA may compute the
-    # mean's last product anew where it is used, unrounded (FMA). So it is rounded once more, by a bit.
-    kind = jnp.finfo(x.dtype)
-    return lax.reduce_precision(lax.stop_gradient(x), exponent_bits=kind.nexp, mantissa_bits=kind.nmant - 1)

@@ -1,55 +1,67 @@
 """The hot loop: the mean of each term over one scale, by shifted slices, with its derivative.
 
-Local moments are computed pass by pass, one axis after another, and always about the mean of the very
-window they belong to (the law of total variance):
+Local moments are computed one axis after another, and always from a pixel of the very window they belong to, its
+*pivot*, the one under the largest tap. Along an axis, with ``e`` what each sample is above the pivot,
 
-    first axis      m = sum g x        v = sum g (x - m)^2
-    each next axis  M = sum g m        V = sum g v + sum g (m - M)^2
+    m = sum g e               the mean, above the pivot
+    v = sum g (u + e^2) - m^2   the variance; u is that of each sample, from the axis before
 
-so nothing cancels: a variance is a sum of squares, never ``E[x^2] - E[x]^2``. With a mask the same passes carry
-the window's mass ``s = sum g w`` and weigh by it. A pass adds up shifted slices, which vectorises on every
-platform and is exact float32 even where convolutions are not (TPU, GPU).
+and the pivot plus m is a sample of the next axis. The ``e`` are sums of changes from one sample to the next, which are
+computed once for all windows (``_pyramid.change``). So brightness never enters, be it of the image or of a part of it,
+and nothing cancels: ``m^2`` is at most ``1 / tap - 1`` times the variance, as the pivot has the largest tap (2.8 times
+with the papers' window). With a mask the same passes carry the window's mass.
 
-Images are folded: the last spatial axis and the channels are one axis, so a tap there is ``channels``
+A pass adds up shifted slices, which vectorises on every platform and is exact float32 even where convolutions are not
+(TPU, GPU). Images are folded: the last spatial axis and the channels are one axis, so a tap there is ``channels``
 apart and every row is long. No axis of the batch is ever merged with another, so a sharded batch stays put.
 
 What is peculiar to the CPU, measured on two cores at 8x256x256x3 and 1x1080x1920x3 (docs/notes/speed.md):
 
 * XLA's CPU backend fuses a pass into the next one and then computes the first anew for each of the
   second's taps. Each stage here is a call that it may not inline, hence not fuse.
+* The last pass is fused with the term all the same: that takes 0.9 of the time of three stages.
 * A reduction fused with the division before it is scalar code. The maps are a stage, their sums another.
 * Memory touched for the first time is paid for page by page. Working through the image in blocks of rows
   reuses a few buffers that stay in the cache. The loop runs over rows, never over the batch.
+* A stage takes its block out of the whole image itself, each sample at one offset from the block's start: a copy of the
+  block is a stage more, and slices of a slice whose start is traced are scalar code (0.38 against 0.06 ms).
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jax_msssim._pyramid import Scale, mean_by_axis, mean_of_map, sum_and_difference
-from jax_msssim._terms import Brightness, Moments, value_of
+from jax_msssim._pyramid import Pair, Scale, change, mean_by_axis, mean_of_map, rounded
+from jax_msssim._terms import Means, Variances, value_of
 from jax_msssim._windows import Window
 
-# Samples (batch x rows x columns x channels) in a block: about 1.5 MB a map in float32, a dozen of which
+# Samples (batch x rows x columns x channels) in a block: about 1 MB a map in float32, a dozen of which
 # are alive at once. With fewer than 16 rows the halo of a block costs more than the cache gives; with no more
 # than 64 a batch that is hidden from this code by vmap fits as well.
-_BLOCK_SAMPLES = 400_000
+_BLOCK_SAMPLES = 250_000
 _BLOCK_MIN_ROWS, _BLOCK_MAX_ROWS = 16, 64
 
 
-IMAGES = ("first", "second")
+IMAGES = ("a", "b")
 
 
 class Stencil(NamedTuple):
-    """What a pass has to know: the window, the folded layout, and whether stages are kept apart (None: undecided)."""
+    """What a stage has to know: the window, the folded layout, the rows of windows in a block, the type.
+
+    ``staged`` tells whether stages are kept apart (None: undecided).
+    """
 
     window: Window
     channels: int
+    rows: int
+    dtype: str
     staged: bool | None = None
 
     @property
@@ -61,6 +73,11 @@ class Stencil(NamedTuple):
     def transposed(self) -> "Stencil":
         """The stencil of the adjoint blur."""
         return self._replace(window=self.window._replace(taps=self.window.taps[::-1]))
+
+    @property
+    def taps(self) -> np.ndarray:
+        """Those of the window, in the type of the arithmetic."""
+        return np.asarray(self.window.taps, self.dtype)
 
     def unfold(self, x):
         """The last axis of a folded array as columns and channels."""
@@ -92,32 +109,35 @@ def _stage(*static_argnums):
 
 
 class Operands(NamedTuple):
-    """The arrays of one scale in folded layout; what is one number per channel is repeated along the row."""
+    """The arrays of one scale in folded layout, of :class:`jax_msssim._pyramid.Scale`."""
 
-    first: jax.Array
-    second: jax.Array
+    a: jax.Array
+    b: jax.Array
     c1: jax.Array
     c2: jax.Array
-    means: tuple[jax.Array, jax.Array, jax.Array] | None
-    brightness: Brightness
+    anchors: Pair | None
+    above: Pair | None
     valid: jax.Array | None
+    typical: Pair
+
+    @property
+    def pixels(self) -> Pair:
+        """The anchors, unconverted, or at the first scale the images."""
+        return (self.a, self.b) if self.anchors is None else self.anchors
 
 
 def term_map(term, scale: Scale, c1, c2, window: Window) -> jax.Array:
     """The term's value at every position, ``[..., *positions, C]``, whether it counts or not."""
     stencil, operands = _folded(scale, c1, c2, window)
-    s, d = sum_and_difference((operands.first, operands.second), operands.means)
-    valid = None if operands.valid is None else operands.valid.astype(s.dtype)
-    moments = _moments(stencil, s, d, valid)
-    return stencil.unfold(_value_of(stencil, term, moments, operands.brightness, operands.c1, operands.c2))
+    return stencil.unfold(_value_of(stencil, term, _local(stencil, operands, None), operands, None))
 
 
 def counted(scale: Scale, window: Window) -> jax.Array | None:
     """Which positions count: those whose window holds little enough that is masked. None: all."""
     if scale.valid is None:
         return None
-    stencil = Stencil(window, scale.valid.shape[-1])
-    return stencil.unfold(_coverage(stencil, _fold(scale.valid).astype(scale.images[0].dtype))[1])
+    stencil, operands = _folded(scale, None, None, window)
+    return stencil.unfold(_coverage(stencil, operands, None)[1])
 
 
 def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, ...]:
@@ -129,27 +149,82 @@ def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, 
     return _means(stencil, terms, operands)
 
 
-def halve(images, means, spatial_ndim: int) -> tuple[jax.Array, jax.Array]:
-    """2x2 means of the sum and of the difference of two images with even sides."""
-    stencil = Stencil(Window((), spatial_ndim), images[0].shape[-1])
-    return stencil.per_platform(lambda chosen, *arrays: chosen.run(_halve, *arrays), images, means)
+def halve(scale: Scale, spatial_ndim: int):
+    """The next scale's images, anchors and ``above``, and the share of valid pixels in each 2x2."""
+    like = scale.images[0]
+    weights = None if scale.valid is None else scale.valid.astype(like.dtype)
+    stencil = Stencil(Window((), spatial_ndim), like.shape[-1], 0, like.dtype.name)
+    pixels = scale.images if scale.anchors is None else scale.anchors
+    pixels, above = jax.tree.map(lax.stop_gradient, (pixels, scale.above))
+    anchors, above, share = stencil.per_platform(_halve_values, pixels, above, weights)
+    images = stencil.per_platform(_halve_images, scale.images, weights, share)
+    return images, anchors, above, share
+
+
+def _halve_values(stencil: Stencil, *arrays):
+    return stencil.run(_halve, *arrays)
+
+
+def _halve_images(stencil: Stencil, images, weights, share):
+    # Only to be differentiated. A sum over split axes, not the sums of slices below: its transpose repeats pixels,
+    # theirs pads them. And a stage of its own: else the gradient of the first scale is one loop with those of all
+    # others, each computed anew for every pixel (5.7 ms at 8x256x256x3).
+    def mean(x):
+        x = x if weights is None else weights * x
+        for axis in range(-stencil.window.spatial_ndim - 1, -1):
+            x = _split(x, axis).mean(axis)
+        x = stencil.run(_apart, x)
+        return x if share is None else x / _or_one(share)
+
+    return tuple(map(mean, images))
 
 
 @_stage()
-def _halve(stencil: Stencil, images, means):
-    # Sums of slices, with each axis split in two, [..., H/2, 2, W/2, 2, C]: vectorised on the CPU, unlike
-    # reduce_window (0.3 against 2 ms at 8x256x256x3), and so is its transpose, unlike that of strided slices.
-    spatial_ndim = stencil.window.spatial_ndim
+def _apart(stencil: Stencil, x):
+    kind = jnp.finfo(stencil.dtype)
+    return lax.reduce_precision(x, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)  # changes nothing
 
-    def pooled(x):
-        for axis in range(-spatial_ndim - 1, -1):  # one split per reshape: the batch may be sharded
-            axis += x.ndim
-            x = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
-            x = lax.index_in_dim(x, 0, axis + 1, keepdims=False) + lax.index_in_dim(x, 1, axis + 1, keepdims=False)
-        return x / 2**spatial_ndim
 
-    s, d = sum_and_difference(images, means)
-    return pooled(s), pooled(d)
+@_stage()
+def _halve(stencil: Stencil, pixels, above, weights):
+    # One axis after another, of slices of one that is split in two, [..., H/2, 2, W, C]: all of it is one loop, four
+    # times as fast on the CPU as reduce_window.
+    of_first_scale, share = above is None, weights
+    pixels = tuple(x.astype(stencil.dtype) for x in pixels)
+    above = jax.tree.map(jnp.zeros_like, pixels) if of_first_scale else above
+    for axis in range(-stencil.window.spatial_ndim - 1, -1):
+        pixels, others = _pairs(pixels, axis)
+        first, second = _pairs(above, axis)
+        second = tuple(map(lax.add, second, change(pixels, others)))
+        if share is None:
+            above = tuple((x + y) / 2 for x, y in zip(first, second, strict=True))
+        else:
+            (v,), (w,) = _pairs((share,), axis)
+            above = tuple((v * x + w * y) / _or_one(v + w) for x, y in zip(first, second, strict=True))
+            share = (v + w) / 2
+    anchors = tuple(map(rounded, pixels))
+    if of_first_scale:
+        steps = change(tuple(x.astype(stencil.dtype) for x in anchors), pixels)
+        above = tuple(map(lax.add, above, steps))
+    return anchors, above, share
+
+
+def _pairs(arrays, axis):
+    """The even lines of some arrays along an axis, and the odd ones."""
+    split = [_split(x, axis) for x in arrays]
+    return tuple(tuple(lax.index_in_dim(x, i, axis % x.ndim, keepdims=False) for x in split) for i in (0, 1))
+
+
+def _split(x, axis):
+    """An axis split in two, the second of size 2, by a reshape of no other: the batch may be sharded."""
+    axis %= x.ndim
+    return x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+
+
+def _or_one(x):
+    """To divide by, where nothing is left."""
+    # Not jnp.where, a call inside this one: on that the partitioner of JAX 0.9 crashes where the batch is sharded.
+    return lax.select(x > 0, x, lax.full_like(x, 1))
 
 
 def _fold(x):
@@ -162,39 +237,112 @@ def _along_row(x, columns):
 
 
 def _folded(scale: Scale, c1, c2, window: Window) -> tuple[Stencil, Operands]:
-    *_, columns, channels = scale.images[0].shape
-    operands = Operands(
-        first=_fold(scale.images[0]),
-        second=_fold(scale.images[1]),
-        c1=c1[..., 0],
-        c2=c2[..., 0],
-        means=jax.tree.map(lambda x: _along_row(x, columns), scale.means),
-        brightness=jax.tree.map(lambda x: _along_row(x, columns - window.halo), scale.brightness),
-        valid=None if scale.valid is None else _fold(scale.valid),
-    )
-    return Stencil(window, channels), operands
+    like = scale.images[0]
+    *arrays, typical = scale
+    images, anchors, above, valid = jax.tree.map(_fold, arrays)
+    c1, c2, typical = jax.tree.map(lambda x: x[..., 0], (c1, c2, typical))
+    rows = like.shape[-window.spatial_ndim - 1] - window.halo
+    stencil = Stencil(window, like.shape[-1], rows, like.dtype.name)
+    a, b = images
+    return stencil, Operands(a, b, c1, c2, anchors, above, valid, typical)
 
 
 # --- local moments ----------------------------------------------------------------------------------------
 
 
-def _shifted(stencil: Stencil, x, axis, step):
-    size = x.shape[axis] - stencil.window.halo * step
-    starts = range(0, x.shape[axis] - size + 1, step)
-    return [lax.slice_in_dim(x, start, start + size, axis=axis % x.ndim) for start in starts]
+class Local(NamedTuple):
+    """Of each window, the means of the sum and the difference above those of its pivot, and their variances."""
+
+    mean_sum: jax.Array
+    variance_sum: jax.Array
+    mean_difference: jax.Array
+    variance_difference: jax.Array
 
 
-def _weighted_sum(stencil: Stencil, parts):
-    return functools.reduce(lax.add, [tap * part for tap, part in zip(stencil.window.taps, parts, strict=True)])
+def _part(stencil: Stencil, x, start, offsets, sizes):
+    """Of the block of rows of a whole image that begins at ``start`` (None: at its first), some along each axis.
+
+    In the type of the arithmetic: narrower ones, of masks and anchors, are not converted whole.
+    """
+    begin, size = [0] * x.ndim, list(x.shape)
+    for (axis, step), offset, length in zip(stencil.axes, offsets, sizes, strict=True):
+        begin[axis], size[axis] = offset * step, length * step
+    if start is None:
+        part = lax.slice(x, begin, [first + n for first, n in zip(begin, size, strict=True)])
+    else:
+        axis, step = stencil.axes[0]
+        begin[axis] += start * step
+        part = lax.dynamic_slice(x, begin, size)
+    return part.astype(stencil.dtype)
+
+
+def _block(stencil: Stencil, x, start):
+    """The block's own rows, with their halo."""
+    sizes = _sizes(stencil, x)
+    return _part(stencil, x, start, [0] * len(sizes), sizes)
+
+
+def _pivots(stencil: Stencil, x, start):
+    """The pixel under the largest tap of each window of the block."""
+    sizes = [size - stencil.window.halo for size in _sizes(stencil, x)]
+    return _part(stencil, x, start, [stencil.window.pivot] * len(sizes), sizes)
+
+
+def _sizes(stencil: Stencil, x) -> list[int]:
+    """Pixels of a block along each axis."""
+    return [stencil.rows + stencil.window.halo, *(x.shape[axis] // step for axis, step in stencil.axes[1:])]
+
+
+@_stage(4)
+def _changes(stencil: Stencil, operands: Operands, means, start, n) -> Pair:
+    """From each sample to the next along the n-th axis; a sample is the mean of a window over the axes before it."""
+    pivot, halo = stencil.window.pivot, stencil.window.halo
+    ahead = min(1, halo)  # a window of one pixel has no next one: all changes are 0
+    sizes = _sizes(stencil, operands.a)
+    sizes = [*(size - halo for size in sizes[:n]), sizes[n] - ahead, *sizes[n + 1 :]]
+
+    def samples(x, i):
+        offsets = [*[pivot] * n, i, *[0] * (len(sizes) - n - 1)]
+        return _part(stencil, x, start, offsets, sizes)
+
+    changes = change(*(tuple(samples(x, i) for x in operands.pixels) for i in (0, ahead)))
+    if operands.above is not None:
+        steps = (samples(x, ahead) - samples(x, 0) for x in operands.above)
+        changes = tuple(map(lax.add, changes, steps))
+    if n > 0:
+        axis, step = stencil.axes[n]
+        pairs = (_shifted(x, axis, step, ahead + 1) for x in means)
+        changes = tuple(x + (pair[-1] - pair[0]) for x, pair in zip(changes, pairs, strict=True))
+    return changes
+
+
+def _shifted(x, axis, step, count):
+    """So many slices of an array along an axis, each one sample on."""
+    size = x.shape[axis] - (count - 1) * step
+    return [lax.slice_in_dim(x, i * step, i * step + size, axis=axis % x.ndim) for i in range(count)]
+
+
+def _weighted_sum(weights, parts):
+    # Operators would do, and take three times as long to trace: there are thousands of them.
+    return functools.reduce(lax.add, map(lax.mul, weights, parts))
 
 
 def _blur_axis(stencil: Stencil, x, axis, step):
-    return _weighted_sum(stencil, _shifted(stencil, x, axis, step))
+    return _weighted_sum(stencil.taps, _shifted(x, axis, step, len(stencil.taps)))
 
 
 @_stage(2, 3)
-def _blur_all(stencil: Stencil, spread, axis, step):
-    return tuple(_blur_axis(stencil, x, axis, step) for x in spread)
+def _blur_all(stencil: Stencil, arrays, axis, step):
+    return tuple(_blur_axis(stencil, x, axis, step) for x in arrays)
+
+
+@_stage()
+def _with_margins(stencil: Stencil, arrays):
+    # A stage: fused into the one that makes the arrays or the one that blurs them it makes scalar code of that.
+    margins = [(0, 0, 0)] * arrays[0].ndim
+    for axis, step in stencil.axes:
+        margins[axis] = (stencil.window.halo * step, stencil.window.halo * step, 0)
+    return tuple(lax.pad(x, lax.full((), 0, x.dtype), margins) for x in arrays)
 
 
 def _blur(stencil: Stencil, x):
@@ -203,84 +351,126 @@ def _blur(stencil: Stencil, x):
     return x
 
 
-@_stage(3, 4)
-def _pass(stencil: Stencil, mean, variance, axis, step):
-    parts = _shifted(stencil, mean, axis, step)
-    new_mean = _weighted_sum(stencil, parts)
-    new_variance = _weighted_sum(stencil, [(part - new_mean) ** 2 for part in parts])
-    if variance is not None:
-        new_variance += _blur_axis(stencil, variance, axis, step)
-    return new_mean, new_variance
+def _moments_along(stencil: Stencil, changes, mean, variance, mass, n):
+    """Mean above the pivot and variance of windows along the n-th axis, and their mass where pixels are masked."""
+    window, (axis, step) = stencil.window, stencil.axes[n]
+    if not window.halo:
+        return changes, changes, mass
+    changes = _shifted(changes, axis, step, window.halo)
+    after = itertools.accumulate(changes[window.pivot :], lax.add)
+    before = [lax.neg(e) for e in itertools.accumulate(changes[: window.pivot][::-1], lax.add)]
+    deviations = [*before[::-1], lax.full_like(changes[0], 0), *after]
+
+    def samples(x):
+        return _shifted(x, axis, step, len(deviations))
+
+    def squares(deviations):
+        terms = map(lax.square, deviations)
+        return list(terms) if variance is None else list(map(lax.add, terms, samples(variance)))
+
+    if mass is None:
+        # From the changes, not the deviations: half the work where the mean is a stage's only result.
+        new_mean = _weighted_sum(np.asarray(window.weights_of_changes, stencil.dtype), changes)
+        new_variance = _weighted_sum(stencil.taps, squares(deviations)) - lax.square(new_mean)
+    else:
+        weights = list(map(lax.mul, stencil.taps, samples(mass)))
+        mass = functools.reduce(lax.add, weights)
+        share = 1 / _or_one(mass)
+        new_mean = share * _weighted_sum(weights, deviations)
+        # A masked pivot may be far from the valid pixels, and the square of the mean most of that of the deviations.
+        new_variance = share * _weighted_sum(weights, squares([e - new_mean for e in deviations]))
+    if mean is not None:
+        new_mean += samples(mean)[window.pivot]
+    return new_mean, new_variance, mass
 
 
-@_stage(4, 5)
-def _masked_pass(stencil: Stencil, mass, mean, variance, axis, step):
-    masses, parts, variances = (_shifted(stencil, x, axis, step) for x in (mass, mean, variance))
-    new_mass = _weighted_sum(stencil, masses)
-    # Not jnp.where, a call inside this one: on that the partitioner of JAX 0.9 crashes where the batch is sharded.
-    share = 1 / lax.select(new_mass > 0, new_mass, lax.full_like(new_mass, 1))
-    new_mean = share * _weighted_sum(stencil, [w * m for w, m in zip(masses, parts, strict=True)])
-    within = [w * (v + (m - new_mean) ** 2) for w, m, v in zip(masses, parts, variances, strict=True)]
-    return new_mass, new_mean, share * _weighted_sum(stencil, within)
+@_stage(5)
+def _pass(stencil: Stencil, changes, mean, variance, mass, n):
+    return _moments_along(stencil, changes, mean, variance, mass, n)
 
 
-def _passes(stencil: Stencil, s, d, valid) -> Moments:
-    moments = []
-    for mean in (s, d):
-        mass, variance = valid, None if valid is None else jnp.zeros_like(mean)
-        for axis, step in stencil.axes:
-            if valid is None:
-                mean, variance = stencil.run(_pass, mean, variance, axis, step)
-            else:
-                mass, mean, variance = stencil.run(_masked_pass, mass, mean, variance, axis, step)
-        moments += [mean, variance]
-    return Moments(*moments)
+def _before_last_pass(stencil: Stencil, operands: Operands, start):
+    """The last axis, and what the pass along it takes for the sum and for the difference."""
+    last = len(stencil.axes) - 1
+    moments = [(None, None, None if operands.valid is None else _block(stencil, operands.valid, start))] * 2
+    for n in range(last):
+        changes = stencil.run(_changes, operands, tuple(mean for mean, *_ in moments), start, n)
+        moments = [stencil.run(_pass, x, *rest, n) for x, rest in zip(changes, moments, strict=True)]
+    changes = stencil.run(_changes, operands, tuple(mean for mean, *_ in moments), start, last)
+    return last, [(x, *rest) for x, rest in zip(changes, moments, strict=True)]
+
+
+def _local_of(moments) -> Local:
+    (mean_sum, variance_sum, _), (mean_difference, variance_difference, _) = moments
+    return Local(mean_sum, variance_sum, mean_difference, variance_difference)
+
+
+def _passes(stencil: Stencil, operands: Operands, start) -> Local:
+    last, arguments = _before_last_pass(stencil, operands, start)
+    return _local_of([stencil.run(_pass, *each, last) for each in arguments])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _moments(stencil: Stencil, s, d, valid) -> Moments:
-    return stencil.per_platform(_passes, s, d, valid)
+def _local(stencil: Stencil, operands: Operands, start) -> Local:
+    return stencil.per_platform(_passes, operands, start)
 
 
-@_moments.defjvp
-def _moments_jvp(stencil: Stencil, primals, tangents):
-    # dV = 2 sum g (x - M) dx. Differentiating the passes one by one gives the same and compiles for a minute.
-    *images, valid = primals
-    moments = _moments(stencil, *primals)
-    mass = None if valid is None else _coverage(stencil, valid)[0]
+@_local.defjvp
+def _local_jvp(stencil: Stencil, primals, tangents):
+    # dM = G dx, above the pivot's dx, and dV = 2 G (x - M) dx. Differentiating the passes one by one gives the same and
+    # compiles for a minute.
+    operands, start = primals
+    local = _local(stencil, operands, start)
+    da, db = tangents[0].a, tangents[0].b
+    mass = None if operands.valid is None else _coverage(stencil, operands, start)[0]
+    valid = None if mass is None else _block(stencil, operands.valid, start)
+    pixels = _above_typical(stencil, operands, start, _block)
+    pivots = _above_typical(stencil, operands, start, _pivots)
     derivative = []
-    for x, mean, dx in zip(images, moments[::2], tangents, strict=False):
+    for x, pivot, mean, whole in zip(pixels, pivots, local[::2], (da + db, da - db), strict=True):
+        dx = _block(stencil, whole, start)
         dx = dx if valid is None else valid * dx
         by_mean, by_square = _blur(stencil, dx), _blur(stencil, x * dx)
         if mass is not None:
             by_mean, by_square = by_mean / mass, by_square / mass
-        derivative += [by_mean, 2 * (by_square - mean * by_mean)]
-    return moments, Moments(*derivative)
+        derivative += [by_mean - _pivots(stencil, whole, start), 2 * (by_square - (pivot + mean) * by_mean)]
+    return local, Local(*derivative)
 
 
-def _coverage(stencil: Stencil, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _above_typical(stencil: Stencil, operands: Operands, start, part) -> Pair:
+    """What the sum and the difference of a part of the images are above those of a typical pixel."""
+    a, b = (part(stencil, x, start) for x in operands.pixels)
+    typical_a, typical_b = operands.typical
+    above = (a - typical_a) + (b - typical_b), (a - b) - (typical_a - typical_b)
+    if operands.above is None:
+        return above
+    return tuple(x + part(stencil, y, start) for x, y in zip(above, operands.above, strict=True))
+
+
+def _coverage(stencil: Stencil, operands: Operands, start) -> tuple[jax.Array, jax.Array]:
     """The window's weight of valid pixels (1 where there is none, to divide by), and where a position counts."""
+    valid = _block(stencil, operands.valid, start)
     weights = valid, 1 - valid
     for axis, step in stencil.axes:
         weights = stencil.run(_blur_all, weights, axis, step)
     mass, missing = weights
-    some = mass > 0
     # Nothing missing is exactly 0, in any precision, so full coverage can be asked for.
-    return jnp.where(some, mass, 1), some & (missing <= 1 - stencil.window.min_coverage)
+    return _or_one(mass), (mass > 0) & (missing <= 1 - stencil.window.min_coverage)
 
 
-@_stage()
-def _sum_and_difference(stencil: Stencil, images, means):
-    del stencil
-    return sum_and_difference(images, means)
+def _value_of(stencil: Stencil, term, local: Local, operands: Operands, start):
+    """The term at every window of a block."""
 
+    def means() -> Means:
+        s, d = local.mean_sum, local.mean_difference
+        if operands.above is not None:
+            s, d = (x + _pivots(stencil, y, start) for x, y in zip((s, d), operands.above, strict=True))
+        a, b = (_pivots(stencil, x, start) for x in operands.pixels)
+        return Means(a + (s + d) / 2, b + (s - d) / 2, (a - b) + d)
 
-def _value_of(stencil: Stencil, term, moments: Moments, brightness: Brightness, c1, c2):
     scale = stencil.window.covariance_scale
-    moments = moments._replace(
-        variance_sum=scale * moments.variance_sum, variance_difference=scale * moments.variance_difference
-    )
-    return value_of(term, moments, brightness, c1, c2)
+    variances = Variances(scale * local.variance_sum, scale * local.variance_difference)
+    return value_of(term, means, variances, operands.c1, operands.c2)
 
 
 # --- means and their derivative ---------------------------------------------------------------------------
@@ -298,8 +488,8 @@ def _means_and_gradients(stencil: Stencil, terms, wrt, operands: Operands):
 def _means_jvp(stencil: Stencil, terms, primals, tangents):
     # A mean weighs every position alike, so its gradient image depends on the cotangent only through a
     # factor per image and channel. It is computed with the value, block by block; what is kept for the
-    # backward pass is that image and none of the maps. What is not perturbed is not computed. What centres
-    # the images cancels out, and the caller stops its gradient.
+    # backward pass is that image and none of the maps. What is not perturbed is not computed. Anchors and the
+    # reference are not differentiated: pixels do not depend on what they are measured from.
     (operands,), (tangent,) = primals, tangents
     perturbed = {
         name: getattr(tangent, name)
@@ -325,39 +515,25 @@ _means.defjvp(_means_jvp, symbolic_zeros=True)
 
 def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
     """Means of the terms' values and, of the first term, gradients by the names in ``wrt``."""
-    like, valid = operands.first, operands.valid
+    like, valid, rows = operands.a, operands.valid, stencil.rows
     axis, step = stencil.axes[0]
-    rows = like.shape[axis] // step - stencil.window.halo
-    count, height = _block_rows(stencil, like, rows)
-
-    def rows_of(x, start):
-        return lax.dynamic_slice_in_dim(x, start * step, (height + stencil.window.halo) * step, axis % x.ndim)
-
-    def row_of_block(x, length):
-        # A signal is cut into blocks along its row; what repeats along the row is the same in all of them.
-        return x[..., : length * step] if stencil.window.spatial_ndim == 1 else x
+    count, height = _block_rows(stencil, like)
+    stencil = stencil._replace(rows=height)
 
     def block(i, totals):
         # The last block is moved up to end with the image; rows it shares with the one before count once.
         start = jnp.minimum(i * height, rows - height)
         fresh = (jnp.arange(height) + start >= i * height).astype(like.dtype)
-        part = operands._replace(
-            first=rows_of(operands.first, start),
-            second=rows_of(operands.second, start),
-            valid=None if valid is None else rows_of(valid, start),
-            means=jax.tree.map(lambda x: row_of_block(x, height + stencil.window.halo), operands.means),
-            brightness=jax.tree.map(lambda x: row_of_block(x, height), operands.brightness),
-        )
-        images, sums = _block(stencil, terms, wrt, part, fresh)
+        images, sums = _sums_and_gradients(stencil, terms, wrt, operands, start, fresh)
         for name, x in images.items():
             total = totals[0][name]
             images[name] = lax.dynamic_update_slice_in_dim(
-                total, rows_of(total, start) + x, start * step, axis % x.ndim
+                total, _block(stencil, total, start) + x, start * step, axis % x.ndim
             )
         return images, {name: totals[1][name] + x for name, x in sums.items()}
 
     if count == 1:
-        images, sums = _block(stencil, terms, wrt, operands, None)
+        images, sums = _sums_and_gradients(stencil, terms, wrt, operands, None, None)
     else:
         zero = jnp.zeros_like(like[(..., *(0,) * (stencil.window.spatial_ndim - 1), slice(stencil.channels))])
         names = (*terms, *(name for name in wrt if name not in IMAGES), *(() if valid is None else ("positions",)))
@@ -378,8 +554,9 @@ def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
     return tuple(sums[term] / positions + undefined for term in terms), tuple(gradients)
 
 
-def _block_rows(stencil: Stencil, image, rows) -> tuple[int, int]:
+def _block_rows(stencil: Stencil, image) -> tuple[int, int]:
     """Number of blocks and of rows in each, blocks being alike."""
+    rows = stencil.rows
     if not stencil.staged or not isinstance(rows, int):  # rows of unknown number, in an exported program, stay together
         return 1, rows
     axis, step = stencil.axes[0]
@@ -392,27 +569,28 @@ def _block_rows(stencil: Stencil, image, rows) -> tuple[int, int]:
     return count, -(-rows // count)
 
 
-def _block(stencil: Stencil, terms, wrt, operands: Operands, fresh):
+def _sums_and_gradients(stencil: Stencil, terms, wrt, operands: Operands, start, fresh):
     """The gradient images of one block of rows, and the sums over its positions, by name."""
-    s, d = stencil.run(_sum_and_difference, (operands.first, operands.second), operands.means)
-    valid = None if operands.valid is None else operands.valid.astype(s.dtype)
-    moments = _moments(stencil, s, d, valid)
-    mass, counted = (None, None) if valid is None else _coverage(stencil, valid)
-    constants = operands.brightness, operands.c1, operands.c2
+    mass, counted = (None, None) if operands.valid is None else _coverage(stencil, operands, start)
     if not wrt:
-        maps = {term: stencil.run(_weighted_map, term, moments, *constants, fresh, counted) for term in terms}
+        last, arguments = _before_last_pass(stencil, operands, start)
+        shared = operands, start, fresh, counted
+        maps = {term: stencil.run(_weighted_map, term, last, arguments, *shared) for term in terms}
         images = {}
     else:
-        rotated = operands.means is not None  # the images are a and b, not yet their sum and difference
-        maps, spread = stencil.run(_partials, terms, wrt, rotated, moments, *constants, fresh, counted, mass)
+        local = _local(stencil, operands, start)
+        maps, spread = stencil.run(_partials, terms, wrt, local, operands, start, fresh, counted, mass)
         # The adjoint of the local moments, dM = G dx and dV = 2 (G (x dx) - M G dx), in three linear blurs where
         # one of a and b is differentiated and four otherwise. Pass by pass about the local means it costs 1.35
-        # times as much and differs by 3e-7 of the gradient, once the image's mean is out of x.
-        for axis, step in stencil.axes[:0:-1]:
-            spread = stencil.transposed.run(_blur_all, spread, axis, step)
-        images = stencil.transposed.run(_gradients, wrt, rotated, s, d, spread, valid)
-    if valid is not None:
-        maps["positions"] = _weights(stencil, moments.mean_sum, fresh, counted)
+        # times as much and differs by 3e-7 of the gradient, as x is measured from a typical pixel.
+        images = {}
+        if spread:
+            spread = stencil.run(_with_margins, spread)
+            for axis, step in stencil.axes[:0:-1]:
+                spread = stencil.transposed.run(_blur_all, spread, axis, step)
+            images = stencil.transposed.run(_gradients, wrt, spread, operands, start)
+    if counted is not None:
+        maps["positions"] = _weights(stencil, mass, fresh, counted)
     return images, {name: stencil.run(_sum_positions, mean_of_map, x) for name, x in maps.items()}
 
 
@@ -427,55 +605,55 @@ def _weights(stencil: Stencil, like, fresh, counted):
     return weights * jnp.repeat(fresh, step, axis=0).reshape(shape)
 
 
-@_stage(1)
-def _weighted_map(stencil: Stencil, term, moments: Moments, brightness, c1, c2, fresh, counted):
-    out = _value_of(stencil, term, moments, brightness, c1, c2)
+@_stage(1, 2)
+def _weighted_map(stencil: Stencil, term, last, arguments, operands: Operands, start, fresh, counted):
+    local = _local_of([_moments_along(stencil, *each, n=last) for each in arguments])
+    out = _value_of(stencil, term, local, operands, start)
     return _weights(stencil, out, fresh, counted) * out
 
 
-@_stage(1, 2, 3)
-def _partials(stencil: Stencil, terms, wrt, rotated, moments: Moments, brightness, c1, c2, fresh, counted, mass):
+@_stage(1, 2)
+def _partials(stencil: Stencil, terms, wrt, local: Local, operands: Operands, start, fresh, counted, mass):
     """Maps to be summed, by name, and the partials by the moments, ready for the transposed blurs."""
+    constants = tuple(name for name in wrt if name not in IMAGES)
 
-    def value(moments, c1, c2):
-        return _value_of(stencil, terms[0], moments, brightness, c1, c2)
+    def value(local, *at_each_window):
+        with_constants = operands._replace(**dict(zip(constants, at_each_window, strict=True)))
+        return _value_of(stencil, terms[0], local, with_constants, start)
 
-    shape = moments.mean_sum.shape
-    out, pullback = jax.vjp(value, moments, jnp.broadcast_to(c1, shape), jnp.broadcast_to(c2, shape))
-    weights = jnp.ones_like(out) * _weights(stencil, out, fresh, counted)
-    by_moments, by_c1, by_c2 = pullback(weights)
-    if mass is not None:
-        by_moments = Moments(*(x / mass for x in by_moments))
-    by_s = by_moments.mean_sum - 2 * moments.mean_sum * by_moments.variance_sum
-    by_d = by_moments.mean_difference - 2 * moments.mean_difference * by_moments.variance_difference
+    shape = local.mean_sum.shape
+    out, pullback = jax.vjp(value, local, *(jnp.broadcast_to(getattr(operands, name), shape) for name in constants))
+    weights = _weights(stencil, out, fresh, counted)
+    by_local, *by_constants = pullback(weights)
+    values = [out, *(_value_of(stencil, term, local, operands, start) for term in terms[1:])]
+    maps = {term: weights * value for term, value in zip(terms, values, strict=True)}
+    maps |= dict(zip(constants, by_constants, strict=True))
     images = tuple(name for name in wrt if name in IMAGES)
     if not images:
-        means = ()
-    elif rotated and len(images) == 1:
-        means = (by_s + by_d if images == ("first",) else by_s - by_d,)
-    else:
-        means = (by_s, by_d)
-    spread = (*means, by_moments.variance_sum, by_moments.variance_difference) if images else ()
-    margins = [stencil.window.halo * step for _, step in stencil.axes]
-    margin = [(n, n) for n in [0] * (len(shape) - len(margins)) + margins]
-    values = [out, *(_value_of(stencil, term, moments, brightness, c1, c2) for term in terms[1:])]
-    maps = {term: weights * value for term, value in zip(terms, values, strict=True)} | {"c1": by_c1, "c2": by_c2}
-    return {name: x for name, x in maps.items() if name in (*terms, *wrt)}, tuple(jnp.pad(x, margin) for x in spread)
+        return maps, ()
+    if mass is not None:
+        by_local = Local(*(x / mass for x in by_local))
+    pivot_s, pivot_d = _above_typical(stencil, operands, start, _pivots)
+    by_s = by_local.mean_sum - 2 * (pivot_s + local.mean_sum) * by_local.variance_sum
+    by_d = by_local.mean_difference - 2 * (pivot_d + local.mean_difference) * by_local.variance_difference
+    means = by_s, by_d
+    if len(images) == 1:
+        means = (by_s + by_d if images == ("a",) else by_s - by_d,)
+    spread = (*means, by_local.variance_sum, by_local.variance_difference)
+    return maps, spread
 
 
-@_stage(1, 2)
-def _gradients(stencil: Stencil, wrt, rotated, s, d, spread, valid):
-    if not spread:
-        return {}
+@_stage(1)
+def _gradients(stencil: Stencil, wrt, spread, operands: Operands, start):
     *means, variance_s, variance_d = (_blur_axis(stencil, x, *stencil.axes[0]) for x in spread)
+    s, d = _above_typical(stencil, operands, start, _block)
     by_s, by_d = 2 * s * variance_s, 2 * d * variance_d
-    if len(means) == 1:
-        (name,) = (name for name in wrt if name in IMAGES)
-        gradients = {name: means[0] + (by_s + by_d if name == "first" else by_s - by_d)}
-    else:
+    if len(means) == 2:
         by_s, by_d = by_s + means[0], by_d + means[1]
-        gradients = {"first": by_s + by_d, "second": by_s - by_d} if rotated else {"first": by_s, "second": by_d}
-    return {name: x if valid is None else valid * x for name, x in gradients.items() if name in wrt}
+    gradients = {"a": by_s + by_d, "b": by_s - by_d}
+    rest = means[0] if len(means) == 1 else 0
+    valid = 1 if operands.valid is None else _block(stencil, operands.valid, start)
+    return {name: valid * (gradients[name] + rest) for name in wrt if name in IMAGES}
 
 
 @_stage(1)

@@ -21,6 +21,19 @@ class Window(NamedTuple):
         """By how much an image is longer than the map of its windows, along each axis."""
         return len(self.taps) - 1
 
+    @property
+    def pivot(self) -> int:
+        """The place of the largest tap, nearest to the centre."""
+        centre = len(self.taps) // 2
+        return max(range(len(self.taps)), key=lambda i: (self.taps[i], -abs(i - centre)))
+
+    @property
+    def weights_of_changes(self) -> tuple[float, ...]:
+        """The mean less the pivot as a sum of the changes from each sample to the next: what lies beyond each."""
+        after = [math.fsum(self.taps[i + 1 :]) for i in range(self.pivot, self.halo)]
+        before = [-math.fsum(self.taps[: i + 1]) for i in range(self.pivot)]
+        return (*before, *after)
+
 
 def gaussian_window(size: int, sigma: float) -> np.ndarray:
     r"""Samples of a Gaussian at integer positions, centred, summing to 1.

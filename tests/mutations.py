@@ -57,7 +57,7 @@ FAULTS = [
     Fault("_terms.py", "((2 - value) * dd - value", "((1 - value) * dd - value"),
     Fault("_terms.py", "(ds + dc)) / total", "ds) / total"),
     Fault("_terms.py", "luminance * (covariance + 2 * c2)", "luminance * (covariance + c2)"),
-    Fault("_ms_ssim.py", "means[-1] = _with_value(means[-1], product)", "pass"),
+    Fault("_ms_ssim.py", "means[-1] = _pyramid.with_value(means[-1], product)", "pass"),
     # Local moments and their derivative.
     Fault("_stencil.py", "[(part - new_mean) ** 2 for part in parts]", "[part**2 - new_mean**2 for part in parts]"),
     Fault("_stencil.py", "new_variance += _blur_axis(stencil, variance, axis, step)", "pass"),
