@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_msssim._pyramid import Scale, change, channel_means, mean_positions, rounded, spatial_axes
+from jax_msssim._pyramid import Scale, change, channel_means, mean_positions, spatial_axes
 from jax_msssim._terms import Means, Variances, value_of
 from jax_msssim._windows import Window
 
@@ -38,6 +38,9 @@ def counted(scale: Scale, window: Window) -> jax.Array | None:
     return (_blur(1 - valid, window) <= 1 - window.min_coverage) & (_blur(valid, window) > 0)
 
 
+typical = channel_means  # what is subtracted before anything is squared
+
+
 def halve(scale: Scale, spatial_ndim: int):
     """The next scale by ``lax.reduce_window``: its images, anchors, ``above``, and the share of valid pixels."""
     axes = spatial_axes(scale.images[0], spatial_ndim)
@@ -54,8 +57,8 @@ def halve(scale: Scale, spatial_ndim: int):
         return x
 
     share = None if weights is None else mean(weights)
-    anchors = tuple(rounded(lax.slice(x, [0] * x.ndim, x.shape, window)) for x in scale.pixels)
-    above = _above(scale, tuple(spread(x.astype(scale.images[0].dtype)) for x in anchors))
+    anchors = tuple(lax.stop_gradient(lax.slice(x, [0] * x.ndim, x.shape, window)) for x in scale.pixels)
+    above = _above(scale, tuple(map(spread, anchors)))
     means = (mean(x if weights is None else weights * x) for x in (*scale.images, *above))
     if share is not None:
         means = (x / jnp.where(share > 0, share, 1) for x in means)
@@ -70,16 +73,17 @@ def _above(scale: Scale, reference):
 
 
 def _moments(scale: Scale, window: Window) -> tuple[Means, Variances]:
-    typical_a, typical_b = (channel_means(x, scale.valid, window.spatial_ndim) for x in scale.pixels)
-    above = _above(scale, (typical_a, typical_b))
-    # Once more, as anchors are only near the pixels.
-    centre_s, centre_d = (channel_means(x, scale.valid, window.spatial_ndim) for x in above)
-    s, d = above[0] - centre_s, above[1] - centre_d
+    typical_a, typical_b = scale.typical
+    s, d = _above(scale, scale.typical)
     weights = None if scale.valid is None else scale.valid.astype(s.dtype)
     (mean_s, variance_s), (mean_d, variance_d) = (_mean_and_variance(x, weights, window) for x in (s, d))
-    mean_s, mean_d = centre_s + mean_s, centre_d + mean_d
-    a, b = typical_a + (mean_s + mean_d) / 2, typical_b + (mean_s - mean_d) / 2
-    return Means(a, b, (typical_a - typical_b) + mean_d), Variances(variance_s, variance_d)
+    means = Means(
+        a=typical_a + (mean_s + mean_d) / 2,
+        b=typical_b + (mean_s - mean_d) / 2,
+        sum=(typical_a + typical_b) + mean_s,
+        difference=(typical_a - typical_b) + mean_d,
+    )
+    return means, Variances(variance_s, variance_d)
 
 
 def _mean_and_variance(x, weights, window: Window):

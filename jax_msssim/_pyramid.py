@@ -16,12 +16,13 @@ class Scale(NamedTuple):
     """Two images at one scale, each ``[..., *spatial, C]``: at the first the caller's own, uncopied.
 
     At the others a pixel is a mean of pixels of the first, and such a mean, of 5000 say, is rounded by 2e-4, which is
-    contrast. So it is held in two parts: ``anchors``, of a and of b, are a brightness near by, and ``above`` is what
-    the sum and the difference of a and b are above those of the anchors. ``images`` are there to be differentiated:
+    contrast. So it is held in two parts: ``anchors`` are one of these pixels, of a and of b, and ``above`` is what the
+    sum and the difference of a and b are above those of the anchors. ``images`` are there to be differentiated:
     ``above`` has their derivative, and their values are not used.
 
     ``valid`` tells which pixels count (None: all); the others hold finite numbers without meaning. ``typical`` is a
-    brightness of each image, ``[..., 1, 1, 1]``, for what must be measured from one number.
+    brightness of each image, one or one per channel, for what must be measured from one number: as an implementation
+    of local statistics needs it.
     """
 
     images: Pair
@@ -33,12 +34,7 @@ class Scale(NamedTuple):
     @property
     def pixels(self) -> Pair:
         """What ``above`` is added to: the anchors, or at the first scale, where it is None, the images."""
-        return self.images if self.anchors is None else tuple(x.astype(self.images[0].dtype) for x in self.anchors)
-
-
-def rounded(pixel: jax.Array) -> jax.Array:
-    """An anchor: any number near the pixels will do, so that half the memory will, too."""
-    return lax.stop_gradient(pixel).astype(jnp.bfloat16)
+        return self.images if self.anchors is None else self.anchors
 
 
 def change(before: Pair, after: Pair) -> Pair:
@@ -59,14 +55,14 @@ def _with_value_jvp(primals, tangents):
     return with_value(*primals), tangents[0]
 
 
-def first_scale(a: jax.Array, b: jax.Array, where: jax.Array | None, spatial_ndim: int) -> Scale:
+def first_scale(a: jax.Array, b: jax.Array, where: jax.Array | None, spatial_ndim: int, typical) -> Scale:
     """The images as they came; where they are masked, the mean of the others."""
     if where is None:
         a, b = _sharded_alike(a, b)
     else:
         a, b, where = _sharded_alike(a, b, jnp.broadcast_to(where, a.shape))
         a, b = (jnp.where(where, x, channel_means(x, where, spatial_ndim)) for x in (a, b))
-    return Scale((a, b), None, None, where, tuple(_middle_line(x, spatial_ndim) for x in (a, b)))
+    return Scale((a, b), None, None, where, tuple(typical(x, where, spatial_ndim) for x in (a, b)))
 
 
 def next_scale(scale: Scale, rule: str, spatial_ndim: int, halve) -> Scale:
@@ -168,28 +164,16 @@ def channel_means(x: jax.Array, where: jax.Array | None, spatial_ndim: int) -> j
         for axis in axes:
             x, count = x.sum(axis, keepdims=True), count.sum(axis, keepdims=True)
         x = x / jnp.maximum(count, 1)
-    return _one_number(x)
+    # Any number near the mean serves, but it must be the same one everywhere: XLA may compute the mean's last product
+    # anew where it is used, unrounded (FMA). So it is rounded once more, by a bit.
+    kind = jnp.finfo(x.dtype)
+    return lax.reduce_precision(lax.stop_gradient(x), exponent_bits=kind.nexp, mantissa_bits=kind.nmant - 1)
 
 
 def _mapped(scale: Scale, function) -> Scale:
     """A function of each array of pixels."""
     mapped = jax.tree.map(function, scale._replace(typical=()))
     return mapped._replace(typical=scale.typical)
-
-
-def _middle_line(x: jax.Array, spatial_ndim: int) -> jax.Array:
-    """Its mean, over the channels as well; of a signal that of all."""
-    axis = x.ndim - spatial_ndim - 1
-    if spatial_ndim > 1:
-        x = lax.slice_in_dim(x, x.shape[axis] // 2, x.shape[axis] // 2 + 1, axis=axis)
-    return _one_number(x.mean(range(axis, x.ndim), keepdims=True))
-
-
-def _one_number(x: jax.Array) -> jax.Array:
-    # Any number near the mean serves, but it must be the same one everywhere: XLA may compute the mean's last product
-    # anew where it is used, unrounded (FMA). So it is rounded once more, by a bit.
-    kind = jnp.finfo(x.dtype)
-    return lax.reduce_precision(lax.stop_gradient(x), exponent_bits=kind.nexp, mantissa_bits=kind.nmant - 1)
 
 
 def _sharded_alike(*arrays: jax.Array) -> list[jax.Array]:

@@ -68,7 +68,7 @@ def ssim(
       min_coverage: a position counts if at least this share of its window's weight is valid; 1.0 uses
         the windows without a masked pixel.
       spatial_ndim: number of spatial axes: 1, 2 or 3.
-      implementation: ``"stencil"`` (centred moments from shifted slices: the fast and accurate one) or
+      implementation: ``"stencil"`` (moments from shifted slices: the fast and accurate one) or
         ``"conv"`` (``lax.conv_general_dilated``). By default the one measured to be best.
 
     Returns:
@@ -175,7 +175,7 @@ def first_scale(images: Images, options: Options):
     # The constants keep 0/0 away, so they must not underflow themselves.
     c1, c2 = (jnp.maximum((k * max_val) ** 2, jnp.finfo(options.dtype).tiny) for k in (options.k1, options.k2))
     where = None if images.where is None else jnp.asarray(images.where)
-    return _pyramid.first_scale(a, b, where, spatial_ndim), c1, c2
+    return _pyramid.first_scale(a, b, where, spatial_ndim, LOCAL[options.implementation].typical), c1, c2
 
 
 def padded(scale: _pyramid.Scale, options: Options, which: int = 0) -> _pyramid.Scale:

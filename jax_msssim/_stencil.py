@@ -38,7 +38,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jax_msssim._pyramid import Pair, Scale, change, mean_by_axis, mean_of_map, rounded
+from jax_msssim._pyramid import Pair, Scale, change, mean_by_axis, mean_of_map
 from jax_msssim._terms import Means, Variances, value_of
 from jax_msssim._windows import Window
 
@@ -122,7 +122,7 @@ class Operands(NamedTuple):
 
     @property
     def pixels(self) -> Pair:
-        """The anchors, unconverted, or at the first scale the images."""
+        """What ``above`` is added to: the anchors, or at the first scale the images."""
         return (self.a, self.b) if self.anchors is None else self.anchors
 
 
@@ -149,13 +149,21 @@ def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, 
     return _means(stencil, terms, operands)
 
 
+def typical(x, where, spatial_ndim: int) -> jax.Array:
+    """The middle pixel of the first channel: without a mean's rounding, a flat image is nothing but it."""
+    del where  # masked pixels hold a mean
+    for axis in range(x.ndim - spatial_ndim - 1, x.ndim):
+        middle = x.shape[axis] // 2 if axis < x.ndim - 1 else 0
+        x = lax.slice_in_dim(x, middle, middle + 1, axis=axis)
+    return lax.stop_gradient(x)
+
+
 def halve(scale: Scale, spatial_ndim: int):
     """The next scale's images, anchors and ``above``, and the share of valid pixels in each 2x2."""
     like = scale.images[0]
     weights = None if scale.valid is None else scale.valid.astype(like.dtype)
     stencil = Stencil(Window((), spatial_ndim), like.shape[-1], 0, like.dtype.name)
-    pixels = scale.images if scale.anchors is None else scale.anchors
-    pixels, above = jax.tree.map(lax.stop_gradient, (pixels, scale.above))
+    pixels, above = jax.tree.map(lax.stop_gradient, (scale.pixels, scale.above))
     anchors, above, share = stencil.per_platform(_halve_values, pixels, above, weights)
     images = stencil.per_platform(_halve_images, scale.images, weights, share)
     return images, anchors, above, share
@@ -189,9 +197,7 @@ def _apart(stencil: Stencil, x):
 def _halve(stencil: Stencil, pixels, above, weights):
     # One axis after another, of slices of one that is split in two, [..., H/2, 2, W, C]: all of it is one loop, four
     # times as fast on the CPU as reduce_window.
-    of_first_scale, share = above is None, weights
-    pixels = tuple(x.astype(stencil.dtype) for x in pixels)
-    above = jax.tree.map(jnp.zeros_like, pixels) if of_first_scale else above
+    share, above = weights, jax.tree.map(jnp.zeros_like, pixels) if above is None else above
     for axis in range(-stencil.window.spatial_ndim - 1, -1):
         pixels, others = _pairs(pixels, axis)
         first, second = _pairs(above, axis)
@@ -202,11 +208,7 @@ def _halve(stencil: Stencil, pixels, above, weights):
             (v,), (w,) = _pairs((share,), axis)
             above = tuple((v * x + w * y) / _or_one(v + w) for x, y in zip(first, second, strict=True))
             share = (v + w) / 2
-    anchors = tuple(map(rounded, pixels))
-    if of_first_scale:
-        steps = change(tuple(x.astype(stencil.dtype) for x in anchors), pixels)
-        above = tuple(map(lax.add, above, steps))
-    return anchors, above, share
+    return pixels, above, share
 
 
 def _pairs(arrays, axis):
@@ -262,7 +264,7 @@ class Local(NamedTuple):
 def _part(stencil: Stencil, x, start, offsets, sizes):
     """Of the block of rows of a whole image that begins at ``start`` (None: at its first), some along each axis.
 
-    In the type of the arithmetic: narrower ones, of masks and anchors, are not converted whole.
+    In the type of the arithmetic: a mask is not converted whole.
     """
     begin, size = [0] * x.ndim, list(x.shape)
     for (axis, step), offset, length in zip(stencil.axes, offsets, sizes, strict=True):
@@ -466,7 +468,7 @@ def _value_of(stencil: Stencil, term, local: Local, operands: Operands, start):
         if operands.above is not None:
             s, d = (x + _pivots(stencil, y, start) for x, y in zip((s, d), operands.above, strict=True))
         a, b = (_pivots(stencil, x, start) for x in operands.pixels)
-        return Means(a + (s + d) / 2, b + (s - d) / 2, (a - b) + d)
+        return Means(a + (s + d) / 2, b + (s - d) / 2, (a + b) + s, (a - b) + d)
 
     scale = stencil.window.covariance_scale
     variances = Variances(scale * local.variance_sum, scale * local.variance_difference)

@@ -2,8 +2,8 @@ r"""The terms of SSIM at one position, from local means and variances.
 
 With ``s = a + b`` and ``d = a - b``, ``M`` the local means and ``V`` the local variances,
 
-    l  = (2 Ma Mb + C1) / (Ma^2 + Mb^2 + C1) = 1 -  Md^2 / (Ma^2 + Mb^2 + C1)
-    cs = (2 Cab   + C2) / (Va   + Vb   + C2) = 1 - 2 Vd / (Vs + Vd + 2 C2)
+    l  = (2 Ma Mb + C1) / (Ma^2 + Mb^2 + C1) = 1 - 2 Md^2 / (Ms^2 + Md^2 + 2 C1)
+    cs = (2 Cab   + C2) / (Va   + Vb   + C2) = 1 - 2 Vd   / (Vs   + Vd   + 2 C2)
 
 which is the papers' definition (Wang et al. 2004, equations 6 and 13) with ``Vs - Vd = 4 Cab`` and
 ``Vs + Vd = 2 (Va + Vb)``. The right-hand form says more to a computer: a covariance, which is a
@@ -24,10 +24,11 @@ TERMS = ("luminance", "contrast_structure", "similarity")
 
 
 class Means(NamedTuple):
-    """Local means of two images and of their difference."""
+    """Local means of two images, and of their sum and their difference."""
 
     a: jax.Array
     b: jax.Array
+    sum: jax.Array
     difference: jax.Array
 
 
@@ -46,12 +47,11 @@ def value_of(term: str, means: Callable[[], Means], variances: Variances, c1: ja
     contrast = variances.sum + variances.difference + 2 * c2
     if term == "contrast_structure":
         return _ratio(2 * variances.difference, contrast)
-    a, b, difference = means()
-    brightness = a * a + b * b + c1
+    mean = means()
     common = variances.sum - variances.difference + 2 * c2  # 4 Cab + 2 C2
     if term == "product":
-        return _ratio(2 * a * b + c1, brightness) * _ratio(common, contrast)
-    luminance = _ratio(difference * difference, brightness)
+        return _ratio(2 * mean.a * mean.b + c1, mean.a**2 + mean.b**2 + c1) * _ratio(common, contrast)
+    luminance = _ratio(2 * mean.difference**2, mean.sum**2 + mean.difference**2 + 2 * c1)
     if term == "luminance":
         return luminance
     return _ratio(2 * variances.difference + common * luminance, contrast)  # (1 - cs) + cs (1 - l), in one division
