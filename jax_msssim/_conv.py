@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_msssim._pyramid import Scale, change, channel_means, mean_positions, spatial_axes
+from jax_msssim._pyramid import Scale, channel_means, mean_positions, spatial_axes
 from jax_msssim._terms import Means, Variances, value_of
 from jax_msssim._windows import Window
 
@@ -67,8 +67,15 @@ def halve(scale: Scale, spatial_ndim: int):
 
 
 def _above(scale: Scale, reference):
-    """What the sum and the difference of the images are above those of a pixel."""
-    s, d = change(reference, scale.pixels)
+    """What the sum and the difference of the images are above those of a pixel, which need not be near.
+
+    The difference is rounded in proportion to the distance of the images or of the pixels, whichever is smaller:
+    two images may be nearly equal, or far apart and flat.
+    """
+    (a, b), (typical_a, typical_b) = scale.pixels, reference
+    above_a, above_b, apart, usual = a - typical_a, b - typical_b, a - b, typical_a - typical_b
+    alike = abs(apart) + abs(usual) < abs(above_a) + abs(above_b)
+    s, d = above_a + above_b, jnp.where(alike, apart - usual, above_a - above_b)
     return (s, d) if scale.above is None else (s + scale.above[0], d + scale.above[1])
 
 
