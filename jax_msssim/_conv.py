@@ -6,6 +6,7 @@ halves differ by thousands of ``max_val``: the default implementation is.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,12 @@ def term_map(term, scale: Scale, c1, c2, window: Window) -> jax.Array:
     return value_of(term, lambda: means, variances, c1, c2)
 
 
-def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, ...]:
-    """The mean of each term's value over the positions that count, ``[..., C]``; NaN where none does."""
+def term_means(terms, scales: Sequence[Scale], c1, c2, window: Window) -> list[tuple[jax.Array, ...]]:
+    """At each scale the mean of each of its terms over the positions that count, ``[..., C]``; NaN where none does."""
+    return [_term_means(*each, c1, c2, window) for each in zip(terms, scales, strict=True)]
+
+
+def _term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, ...]:
     (means, variances), where = _moments(scale, window), counted(scale, window)
     values = (value_of(term, lambda: means, variances, c1, c2) for term in terms)
     return tuple(mean_positions(value, where, spatial_axes(value, window.spatial_ndim)) for value in values)

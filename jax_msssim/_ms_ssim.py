@@ -83,13 +83,12 @@ def _each_scale(images: Images, options: Options, downsample: str, terms):
     """The means of the terms asked for at each scale."""
     local = LOCAL[options.implementation]
     scale, c1, c2 = first_scale(images, options)
-    means = []
-    for j, terms_of_scale in enumerate(terms):
+    scales = []
+    for j in range(len(terms)):
         if j > 0:
             scale = _pyramid.next_scale(scale, downsample, options.window.spatial_ndim, local.halve)
-        which = int(j == len(terms) - 1)
-        means.append(local.term_means(terms_of_scale, padded(scale, options, which), c1, c2, options.window))
-    return means
+        scales.append(padded(scale, options, which=int(j == len(terms) - 1)))
+    return local.term_means(terms, scales, c1, c2, options.window)
 
 
 def _log_positive(dissimilarity: jax.Array, x: jax.Array, negative: str) -> jax.Array:

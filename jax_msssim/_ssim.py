@@ -152,7 +152,7 @@ def mean_dissimilarity(images: Images, options: Options) -> jax.Array:
     with jax.named_scope("jax_msssim.ssim"):
         scale, c1, c2 = first_scale(images, options)
         local = LOCAL[options.implementation]
-        (means,) = local.term_means(("similarity",), padded(scale, options), c1, c2, options.window)
+        ((means,),) = local.term_means([("similarity",)], [padded(scale, options)], c1, c2, options.window)
         return means.mean(-1)
 
 

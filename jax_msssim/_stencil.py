@@ -30,6 +30,7 @@ What is peculiar to the CPU, measured on two cores at 8x256x256x3 and 1x1080x192
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jax_msssim._pyramid import Pair, Scale, change, mean_by_axis, mean_of_map
-from jax_msssim._terms import Means, Variances, value_of
+from jax_msssim._terms import Means, Variances, fraction_of, value_of
 from jax_msssim._windows import Window
 
 # Samples (batch x rows x columns x channels) in a block: about 1 MB a map in float32, a dozen of which
@@ -109,7 +110,10 @@ def _stage(*static_argnums):
 
 
 class Operands(NamedTuple):
-    """The arrays of one scale in folded layout, of :class:`jax_msssim._pyramid.Scale`."""
+    """The arrays of one scale in folded layout, of :class:`jax_msssim._pyramid.Scale`.
+
+    ``after`` is a result of the scale that is to be worked through before this one.
+    """
 
     a: jax.Array
     b: jax.Array
@@ -119,6 +123,7 @@ class Operands(NamedTuple):
     above: Pair | None
     valid: jax.Array | None
     typical: Pair
+    after: jax.Array | None = None
 
     @property
     def pixels(self) -> Pair:
@@ -140,13 +145,17 @@ def counted(scale: Scale, window: Window) -> jax.Array | None:
     return stencil.unfold(_coverage(stencil, operands, None)[1])
 
 
-def term_means(terms, scale: Scale, c1, c2, window: Window) -> tuple[jax.Array, ...]:
-    """The mean of each term's value over the positions that count, ``[..., C]``; NaN where none does.
+def term_means(terms, scales: Sequence[Scale], c1, c2, window: Window) -> list[tuple[jax.Array, ...]]:
+    """At each scale the mean of each of its terms over the positions that count, ``[..., C]``; NaN where none does.
 
     ``"product"`` comes with ``"similarity"`` and takes no part in derivatives, which would be the same.
     """
-    stencil, operands = _folded(scale, c1, c2, window)
-    return _means(stencil, terms, operands)
+    means, after = [], None
+    for terms_of_scale, scale in zip(reversed(terms), reversed(scales), strict=True):
+        stencil, operands = _folded(scale, c1, c2, window)
+        means.append(_means(stencil, terms_of_scale, operands._replace(after=after)))
+        after = lax.stop_gradient(means[-1][0])
+    return means[::-1]
 
 
 def typical(x, where, spatial_ndim: int) -> jax.Array:
@@ -325,8 +334,10 @@ def _shifted(x, axis, step, count):
 
 
 def _weighted_sum(weights, parts):
+    """Of the parts that are not None, which is 0."""
     # Operators would do, and take three times as long to trace: there are thousands of them.
-    return functools.reduce(lax.add, map(lax.mul, weights, parts))
+    products = (lax.mul(weight, part) for weight, part in zip(weights, parts, strict=True) if part is not None)
+    return functools.reduce(lax.add, products)
 
 
 def _blur_axis(stencil: Stencil, x, axis, step):
@@ -339,12 +350,33 @@ def _blur_all(stencil: Stencil, arrays, axis, step):
 
 
 @_stage()
-def _with_margins(stencil: Stencil, arrays):
+def _blur_rows(stencil: Stencil, arrays, offset):
+    """Along the first axis, a block of rows from ``offset`` on; all where that is None."""
+    axis, step = stencil.axes[0]
+    if offset is None:
+        return tuple(_blur_axis(stencil, x, axis, step) for x in arrays)
+
+    def row(x, k):
+        return lax.dynamic_slice_in_dim(x, (offset + k) * step, stencil.rows * step, axis % x.ndim)
+
+    taps = stencil.taps
+    return tuple(_weighted_sum(taps, [row(x, k) for k in range(len(taps))]) for x in arrays)
+
+
+@_stage(2)
+def _with_margins(stencil: Stencil, arrays, axes):
     # A stage: fused into the one that makes the arrays or the one that blurs them it makes scalar code of that.
     margins = [(0, 0, 0)] * arrays[0].ndim
-    for axis, step in stencil.axes:
+    for axis, step in axes:
         margins[axis] = (stencil.window.halo * step, stencil.window.halo * step, 0)
     return tuple(lax.pad(x, lax.full((), 0, x.dtype), margins) for x in arrays)
+
+
+@_stage()
+def _between(stencil: Stencil, above, arrays, below):
+    # A stage for the same reason.
+    axis, _ = stencil.axes[0]
+    return tuple(lax.concatenate((x, y, below), axis % y.ndim) for x, y in zip(above, arrays, strict=True))
 
 
 def _blur(stencil: Stencil, x):
@@ -361,14 +393,16 @@ def _moments_along(stencil: Stencil, changes, mean, variance, mass, n):
     changes = _shifted(changes, axis, step, window.halo)
     after = itertools.accumulate(changes[window.pivot :], lax.add)
     before = [lax.neg(e) for e in itertools.accumulate(changes[: window.pivot][::-1], lax.add)]
-    deviations = [*before[::-1], lax.full_like(changes[0], 0), *after]
+    deviations = [*before[::-1], None, *after]  # None is 0, not an array of zeros: see _partials
 
     def samples(x):
         return _shifted(x, axis, step, len(deviations))
 
     def squares(deviations):
-        terms = map(lax.square, deviations)
-        return list(terms) if variance is None else list(map(lax.add, terms, samples(variance)))
+        terms = [e if e is None else lax.square(e) for e in deviations]
+        if variance is None:
+            return terms
+        return [v if x is None else lax.add(x, v) for x, v in zip(terms, samples(variance), strict=True)]
 
     if mass is None:
         # From the changes, not the deviations: half the work where the mean is a stage's only result.
@@ -380,7 +414,7 @@ def _moments_along(stencil: Stencil, changes, mean, variance, mass, n):
         share = 1 / _or_one(mass)
         new_mean = share * _weighted_sum(weights, deviations)
         # A masked pivot may be far from the valid pixels, and the square of the mean most of that of the deviations.
-        new_variance = share * _weighted_sum(weights, squares([e - new_mean for e in deviations]))
+        new_variance = share * _weighted_sum(weights, squares([(0 if e is None else e) - new_mean for e in deviations]))
     if mean is not None:
         new_mean += samples(mean)[window.pivot]
     return new_mean, new_variance, mass
@@ -462,6 +496,11 @@ def _coverage(stencil: Stencil, operands: Operands, start) -> tuple[jax.Array, j
 
 def _value_of(stencil: Stencil, term, local: Local, operands: Operands, start):
     """The term at every window of a block."""
+    return value_of(term, *_statistics(stencil, local, operands, start))
+
+
+def _statistics(stencil: Stencil, local: Local, operands: Operands, start):
+    """What a term is made of: how to compute the means, if need be, the variances, and the constants."""
 
     def means() -> Means:
         s, d = local.mean_sum, local.mean_difference
@@ -472,7 +511,7 @@ def _value_of(stencil: Stencil, term, local: Local, operands: Operands, start):
 
     scale = stencil.window.covariance_scale
     variances = Variances(scale * local.variance_sum, scale * local.variance_difference)
-    return value_of(term, means, variances, operands.c1, operands.c2)
+    return means, variances, operands.c1, operands.c2
 
 
 # --- means and their derivative ---------------------------------------------------------------------------
@@ -517,31 +556,16 @@ _means.defjvp(_means_jvp, symbolic_zeros=True)
 
 def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
     """Means of the terms' values and, of the first term, gradients by the names in ``wrt``."""
-    like, valid, rows = operands.a, operands.valid, stencil.rows
-    axis, step = stencil.axes[0]
+    like, valid = operands.a, operands.valid
     count, height = _block_rows(stencil, like)
-    stencil = stencil._replace(rows=height)
-
-    def block(i, totals):
-        # The last block is moved up to end with the image; rows it shares with the one before count once.
-        start = jnp.minimum(i * height, rows - height)
-        fresh = (jnp.arange(height) + start >= i * height).astype(like.dtype)
-        images, sums = _sums_and_gradients(stencil, terms, wrt, operands, start, fresh)
-        for name, x in images.items():
-            total = totals[0][name]
-            images[name] = lax.dynamic_update_slice_in_dim(
-                total, _block(stencil, total, start) + x, start * step, axis % x.ndim
-            )
-        return images, {name: totals[1][name] + x for name, x in sums.items()}
-
     if count == 1:
-        images, sums = _sums_and_gradients(stencil, terms, wrt, operands, None, None)
+        spread, sums = _spread_and_sums(stencil, terms, wrt, operands, None, None)
+        images = {}
+        if spread:
+            spread = stencil.run(_with_margins, spread, stencil.axes[:1])
+            images = _adjoint(stencil, wrt, spread, operands, None, None)
     else:
-        zero = jnp.zeros_like(like[(..., *(0,) * (stencil.window.spatial_ndim - 1), slice(stencil.channels))])
-        names = (*terms, *(name for name in wrt if name not in IMAGES), *(() if valid is None else ("positions",)))
-        empty = {name: jnp.zeros_like(like) for name in wrt if name in IMAGES}, dict.fromkeys(names, zero)
-        images, sums = lax.fori_loop(0, count, block, empty)
-
+        images, sums = _block_by_block(stencil._replace(rows=height), count, terms, wrt, operands)
     if valid is None:
         positions = math.prod(like.shape[axis] // step - stencil.window.halo for axis, step in stencil.axes)
         along_row, undefined = positions, 0
@@ -556,49 +580,93 @@ def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
     return tuple(sums[term] / positions + undefined for term in terms), tuple(gradients)
 
 
+def _block_by_block(stencil: Stencil, count, terms, wrt, operands: Operands):
+    """The gradient images, and the sums over all positions, by name.
+
+    A block has as many rows of pixels as of positions, each of which has a window that begins there. A row of pixels
+    takes part in the windows of its own and of the ``halo`` positions above, which are kept from block to block.
+    Thus each gradient is complete when it is written, and none is computed twice.
+    """
+    like, halo, height = operands.a, stencil.window.halo, stencil.rows
+    axis, step = stencil.axes[0]
+    axis %= like.ndim
+    sizes = _sizes(stencil, like)
+    pixels = like.shape[axis] // step
+    positions = pixels - halo
+    images = tuple(name for name in wrt if name in IMAGES)
+    strip = _part(stencil, like, None, [0] * len(sizes), [halo, *(size - halo for size in sizes[1:])])
+    nothing = jnp.zeros_like(strip)  # is spread above the first position and below the last
+
+    def block(i, totals):
+        # Blocks at the end are moved up to end with the image. Positions that were in an earlier one count once.
+        gradients, above, sums = totals
+        start, next_start = (jnp.minimum(j * height, positions - height) for j in (i, i + 1))
+        fresh = (jnp.arange(height) + start >= i * height).astype(like.dtype)
+        spread, more = _spread_and_sums(stencil, terms, wrt, operands, start, fresh)
+        if images:
+            spread = stencil.run(_between, above, spread, nothing)
+            first = jnp.minimum(i * height, pixels - height)
+            rows = _adjoint(stencil, wrt, spread, operands, first, first - start)
+            gradients = {
+                name: lax.dynamic_update_slice_in_dim(gradients[name], rows[name], first * step, axis)
+                for name in images
+            }
+            above = [lax.dynamic_slice_in_dim(x, (next_start - start) * step, halo * step, axis) for x in spread]
+        return gradients, above, {name: sums[name] + x for name, x in more.items()}
+
+    # What the gradient images hold before does not matter. It is a number of the scale worked through before, so that
+    # they come after that and take the memory of its images: 0.75 instead of 1.39 times that of the pair at 1080p.
+    if operands.after is None:
+        anything = jnp.zeros_like(like)
+    else:
+        number = operands.after[..., :1]
+        anything = jnp.broadcast_to(number.reshape(*number.shape, *[1] * (len(sizes) - 1)), like.shape)
+    zero = jnp.zeros_like(like[(..., *(0,) * (len(sizes) - 1), slice(stencil.channels))])
+    names = (*terms, *(name for name in wrt if name not in IMAGES))
+    names = names if operands.valid is None else (*names, "positions")
+    above = [nothing] * (len(images) + 2 if images else 0)
+    start = dict.fromkeys(images, anything), above, dict.fromkeys(names, zero)
+    gradients, _, sums = lax.fori_loop(0, count, block, start)
+    return gradients, sums
+
+
 def _block_rows(stencil: Stencil, image) -> tuple[int, int]:
     """Number of blocks and of rows in each, blocks being alike."""
     rows = stencil.rows
     if not stencil.staged or not isinstance(rows, int):  # rows of unknown number, in an exported program, stay together
         return 1, rows
     axis, step = stencil.axes[0]
+    pixels = image.shape[axis] // step
     # A batch or a width of unknown size counts as 1.
-    samples_in_row = math.prod(n for n in image.shape if isinstance(n, int)) // (image.shape[axis] // step)
+    samples_in_row = math.prod(n for n in image.shape if isinstance(n, int)) // pixels
     height = max(_BLOCK_SAMPLES // max(samples_in_row, 1), _BLOCK_MIN_ROWS)
     if stencil.window.spatial_ndim > 1:  # the "rows" of a signal are single samples
         height = min(height, _BLOCK_MAX_ROWS)
-    count = -(-rows // height)
-    return count, -(-rows // count)
+    if rows <= height:
+        return 1, rows
+    count = -(-pixels // height)
+    return count, -(-pixels // count)
 
 
-def _sums_and_gradients(stencil: Stencil, terms, wrt, operands: Operands, start, fresh):
-    """The gradient images of one block of rows, and the sums over its positions, by name."""
+def _spread_and_sums(stencil: Stencil, terms, wrt, operands: Operands, start, fresh):
+    """Of one block of rows: what is to be spread over the windows to give the gradient images, and sums by name."""
     mass, counted = (None, None) if operands.valid is None else _coverage(stencil, operands, start)
     if not wrt:
         last, arguments = _before_last_pass(stencil, operands, start)
         shared = operands, start, fresh, counted
         maps = {term: stencil.run(_weighted_map, term, last, arguments, *shared) for term in terms}
-        images = {}
+        spread = ()
     else:
         local = _local(stencil, operands, start)
         maps, spread = stencil.run(_partials, terms, wrt, local, operands, start, fresh, counted, mass)
-        # The adjoint of the local moments, dM = G dx and dV = 2 (G (x dx) - M G dx), in three linear blurs where
-        # one of a and b is differentiated and four otherwise. Pass by pass about the local means it costs 1.35
-        # times as much and differs by 3e-7 of the gradient, as x is measured from a typical pixel.
-        images = {}
-        if spread:
-            spread = stencil.run(_with_margins, spread)
-            for axis, step in stencil.axes[:0:-1]:
-                spread = stencil.transposed.run(_blur_all, spread, axis, step)
-            images = stencil.transposed.run(_gradients, wrt, spread, operands, start)
     if counted is not None:
         maps["positions"] = _weights(stencil, mass, fresh, counted)
-    return images, {name: stencil.run(_sum_positions, mean_of_map, x) for name, x in maps.items()}
+    return spread, {name: stencil.run(_sum_positions, mean_of_map, x) for name, x in maps.items()}
 
 
 def _weights(stencil: Stencil, like, fresh, counted):
     """1 at positions that count and 0 at the others: rows of an earlier block, and windows with too much masked."""
-    weights = jnp.ones_like(like) if counted is None else counted.astype(like.dtype)
+    weights = 1 if counted is None else counted.astype(like.dtype)
     if fresh is None:
         return weights
     axis, step = stencil.axes[0]
@@ -616,45 +684,78 @@ def _weighted_map(stencil: Stencil, term, last, arguments, operands: Operands, s
 
 @_stage(1, 2)
 def _partials(stencil: Stencil, terms, wrt, local: Local, operands: Operands, start, fresh, counted, mass):
-    """Maps to be summed, by name, and the partials by the moments, ready for the transposed blurs."""
-    constants = tuple(name for name in wrt if name not in IMAGES)
-
-    def value(local, *at_each_window):
-        with_constants = operands._replace(**dict(zip(constants, at_each_window, strict=True)))
-        return _value_of(stencil, terms[0], local, with_constants, start)
-
-    shape = local.mean_sum.shape
-    out, pullback = jax.vjp(value, local, *(jnp.broadcast_to(getattr(operands, name), shape) for name in constants))
-    weights = _weights(stencil, out, fresh, counted)
-    by_local, *by_constants = pullback(weights)
-    values = [out, *(_value_of(stencil, term, local, operands, start) for term in terms[1:])]
-    maps = {term: weights * value for term, value in zip(terms, values, strict=True)}
-    maps |= dict(zip(constants, by_constants, strict=True))
+    """Maps to be summed, by name, and the partials by the moments, ready for the adjoint."""
     images = tuple(name for name in wrt if name in IMAGES)
+    constants = tuple(name for name in wrt if name not in IMAGES)
+    with_means = terms[0] != "contrast_structure"
+    moments = {name: getattr(local, name) for name in (Local._fields if with_means else Local._fields[1::2])}
+
+    def fraction(moments, *at_each_window):
+        with_constants = operands._replace(**dict(zip(constants, at_each_window, strict=True)))
+        return fraction_of(terms[0], *_statistics(stencil, local._replace(**moments), with_constants, start))
+
+    # Not the derivative of the quotient, nor by means that a term does not have: of that come arrays of ones and of
+    # zeros. JAX takes what is the same in every block out of the loop, and then each stage reads it from memory: these,
+    # and the zeros of the pivots, took a tenth of the time and a quarter of the memory.
+    at_each_window = (jnp.broadcast_to(getattr(operands, name), local.mean_sum.shape) for name in constants)
+    (part, whole), pullback = jax.vjp(fraction, moments, *at_each_window)
+    reciprocal = 1 / whole
+    out = part * reciprocal
+    by_part = _weights(stencil, out, None, counted) * reciprocal
+    by_moments, *by_constants = pullback((by_part, -out * by_part))
+    values = [out, *(_value_of(stencil, term, local, operands, start) for term in terms[1:])]
+    weights = _weights(stencil, out, fresh, counted)
+    maps = {name: weights * x for name, x in zip((*terms, *constants), (*values, *by_constants), strict=True)}
     if not images:
         return maps, ()
     if mass is not None:
-        by_local = Local(*(x / mass for x in by_local))
+        by_moments = {name: x / mass for name, x in by_moments.items()}
+    by_variance_s, by_variance_d = by_moments["variance_sum"], by_moments["variance_difference"]
     pivot_s, pivot_d = _above_typical(stencil, operands, start, _pivots)
-    by_s = by_local.mean_sum - 2 * (pivot_s + local.mean_sum) * by_local.variance_sum
-    by_d = by_local.mean_difference - 2 * (pivot_d + local.mean_difference) * by_local.variance_difference
+    by_s = -2 * (pivot_s + local.mean_sum) * by_variance_s
+    by_d = -2 * (pivot_d + local.mean_difference) * by_variance_d
+    if with_means:
+        by_s, by_d = by_s + by_moments["mean_sum"], by_d + by_moments["mean_difference"]
     means = by_s, by_d
     if len(images) == 1:
         means = (by_s + by_d if images == ("a",) else by_s - by_d,)
-    spread = (*means, by_local.variance_sum, by_local.variance_difference)
-    return maps, spread
+    return maps, (*means, by_variance_s, by_variance_d)
+
+
+def _adjoint(stencil: Stencil, wrt, spread, operands: Operands, start, offset):
+    """The gradient images of a block of rows that begins at ``start``: what is spread begins at ``offset``.
+
+    The adjoint of the local moments, dM = G dx and dV = 2 (G (x dx) - M G dx), in three linear blurs where one of a and
+    b is differentiated and four otherwise. Pass by pass about the local means it costs 1.35 times as much and differs
+    by 3e-7 of the gradient, as x is measured from a typical pixel.
+    """
+    stencil, others = stencil.transposed, stencil.axes[1:]
+    # Rows first, and alone: fused into the last stage it reads 11 rows of all three, at 8K 3 MB.
+    spread = stencil.run(_blur_rows, spread, offset)
+    if others:
+        spread = stencil.run(_with_margins, spread, others)
+    for axis, step in others[:-1]:
+        spread = stencil.run(_blur_all, spread, axis, step)
+    return stencil.run(_gradients, wrt, spread, operands, start)
 
 
 @_stage(1)
 def _gradients(stencil: Stencil, wrt, spread, operands: Operands, start):
-    *means, variance_s, variance_d = (_blur_axis(stencil, x, *stencil.axes[0]) for x in spread)
-    s, d = _above_typical(stencil, operands, start, _block)
+    if len(stencil.axes) > 1:  # a signal has rows alone
+        spread = [_blur_axis(stencil, x, *stencil.axes[-1]) for x in spread]
+    *means, variance_s, variance_d = spread
+    sizes = [variance_s.shape[axis] // step for axis, step in stencil.axes]
+
+    def part(stencil, x, start):
+        return _part(stencil, x, start, [0] * len(sizes), sizes)
+
+    s, d = _above_typical(stencil, operands, start, part)
     by_s, by_d = 2 * s * variance_s, 2 * d * variance_d
     if len(means) == 2:
         by_s, by_d = by_s + means[0], by_d + means[1]
     gradients = {"a": by_s + by_d, "b": by_s - by_d}
     rest = means[0] if len(means) == 1 else 0
-    valid = 1 if operands.valid is None else _block(stencil, operands.valid, start)
+    valid = 1 if operands.valid is None else part(stencil, operands.valid, start)
     return {name: valid * (gradients[name] + rest) for name in wrt if name in IMAGES}
 
 

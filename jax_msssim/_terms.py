@@ -44,17 +44,32 @@ def value_of(term: str, means: Callable[[], Means], variances: Variances, c1: ja
 
     ``means`` is called for those with ``l``.
     """
-    contrast = variances.sum + variances.difference + 2 * c2
-    if term == "contrast_structure":
-        return _ratio(2 * variances.difference, contrast)
+    if term != "product":
+        return _ratio(*fraction_of(term, means, variances, c1, c2))
     mean = means()
-    common = variances.sum - variances.difference + 2 * c2  # 4 Cab + 2 C2
-    if term == "product":
-        return _ratio(2 * mean.a * mean.b + c1, mean.a**2 + mean.b**2 + c1) * _ratio(common, contrast)
-    luminance = _ratio(2 * mean.difference**2, mean.sum**2 + mean.difference**2 + 2 * c1)
+    l = _ratio(2 * mean.a * mean.b + c1, mean.a**2 + mean.b**2 + c1)  # noqa: E741
+    return l * _ratio(_common(variances, c2), _contrast(variances, c2))
+
+
+def fraction_of(term: str, means: Callable[[], Means], variances: Variances, c1: jax.Array, c2: jax.Array):
+    """Numerator and denominator of :func:`value_of`, for all terms but the product."""
+    contrast = _contrast(variances, c2)
+    if term == "contrast_structure":
+        return 2 * variances.difference, contrast
+    mean = means()
+    luminance = 2 * mean.difference**2, mean.sum**2 + mean.difference**2 + 2 * c1
     if term == "luminance":
         return luminance
-    return _ratio(2 * variances.difference + common * luminance, contrast)  # (1 - cs) + cs (1 - l), in one division
+    # (1 - cs) + cs (1 - l), in one division
+    return 2 * variances.difference + _common(variances, c2) * _ratio(*luminance), contrast
+
+
+def _contrast(variances: Variances, c2):
+    return variances.sum + variances.difference + 2 * c2  # 2 (Va + Vb + C2)
+
+
+def _common(variances: Variances, c2):
+    return variances.sum - variances.difference + 2 * c2  # 2 (2 Cab + C2)
 
 
 @jax.custom_jvp
