@@ -204,7 +204,7 @@ def _apart(stencil: Stencil, x):
 
 @_stage()
 def _halve(stencil: Stencil, pixels, above, weights):
-    # One axis after another, of slices of one that is split in two, [..., H/2, 2, W, C]: all of it is one loop, four
+    # One axis after another, of slices of one that is split in two, [..., H/2, 2, W, C]: one loop for each result, four
     # times as fast on the CPU as reduce_window.
     share, above = weights, jax.tree.map(jnp.zeros_like, pixels) if above is None else above
     for axis in range(-stencil.window.spatial_ndim - 1, -1):

@@ -55,3 +55,26 @@ def test_the_loop_runs_over_rows_and_keeps_the_batch(small_blocks):
     slices = re.findall(r"dynamic_slice\[.*?slice_sizes=\(([\d, ]+)\)", text, re.DOTALL)
     assert slices
     assert all(sizes.startswith("7,") for sizes in slices)
+
+
+@pytest.fixture(scope="module")
+def step_in_blocks():
+    """Value and gradient of two scales, compiled for images of several blocks."""
+    image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
+    step = jax.value_and_grad(lambda a, b: jax_msssim.ms_ssim(a, b, power_factors=(0.5, 0.5)).sum())
+    return jax.jit(step).lower(image, image).compile()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks are for the CPU alone")
+def test_stages_read_no_constant_arrays(step_in_blocks):
+    # JAX takes what is the same in every block out of the loop: to be read from memory, block after block.
+    assert re.search(r" while\(", step_in_blocks.as_text())
+    assert not re.search(r"= f32\[\d+,\d+,\d+\]\S* call\(\)", step_in_blocks.as_text())
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks are for the CPU alone")
+def test_the_gradient_takes_the_memory_of_the_coarser_images(step_in_blocks):
+    # In images: the gradient and before it the four arrays of the second scale 1, the gradient of that and what is
+    # passed on of it 1/4 each, maps of one block 1/8 each, half a dozen at a time. If they do not share it is one more.
+    image = 512 * 512 * 3 * 4
+    assert step_in_blocks.memory_analysis().temp_size_in_bytes <= (1 + 2 / 4 + 6 / 8) * image
