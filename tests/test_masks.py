@@ -185,12 +185,13 @@ def test_derivatives(implementation, x64):
     )
 
 
+@pytest.mark.parametrize("filter_size", [1, 5, 7])
 @pytest.mark.parametrize("shape", [(31, 1), (27, 13, 2), (15, 9, 8, 1)])
-def test_blocks(shape, small_blocks, x64):
-    # Blocks of a few rows, the last one ragged, against the reference without blocks.
+def test_blocks(shape, filter_size, small_blocks, x64):
+    # Blocks of four rows, the last ones moved up, windows larger than a block: against the reference without blocks.
     a, b = random_pair(shape)
     options = {"where": np.random.default_rng(5).random(shape) > 0.05, "min_coverage": 0.7}
-    options |= {"filter_size": 5, "spatial_ndim": len(shape) - 1}
+    options |= {"filter_size": filter_size, "spatial_ndim": len(shape) - 1}
 
     def value_and_gradient(implementation):
         return jax.value_and_grad(lambda x: jax_msssim.ssim(x, b, implementation=implementation, **options))(a)
