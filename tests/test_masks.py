@@ -185,6 +185,20 @@ def test_derivatives(implementation, x64):
     )
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_implementations_have_the_same_derivative(masked, x64):
+    # At two scales, by either image: "conv" differentiates what the coarser pixels are above their anchors.
+    a, b = random_pair((22, 20, 2))
+    where = np.random.default_rng(5).random(a.shape) > 0.05 if masked else None
+    options = {"where": where, "min_coverage": 0.7, "filter_size": 5, "power_factors": (0.4, 0.6)}
+
+    def gradients(implementation):
+        return jax.grad(lambda a, b: jax_msssim.ms_ssim(a, b, implementation=implementation, **options), (0, 1))(a, b)
+
+    for stencil, conv in zip(gradients("stencil"), gradients("conv"), strict=True):
+        np.testing.assert_allclose(stencil, conv, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("filter_size", [1, 5, 7])
 @pytest.mark.parametrize("shape", [(31, 1), (27, 13, 2), (15, 9, 8, 1)])
 def test_blocks(shape, filter_size, small_blocks, x64):
