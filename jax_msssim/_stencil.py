@@ -543,7 +543,7 @@ def _means_jvp(stencil: Stencil, terms, primals, tangents):
         derivative = jnp.zeros_like(mean)
         for (name, dx), gradient in zip(perturbed.items(), gradients, strict=True):
             if name in IMAGES:
-                derivative += _sum_positions(stencil, mean_by_axis, gradient * dx)
+                derivative += _mean_of_positions(stencil, mean_by_axis, gradient * dx)
             else:
                 derivative += gradient * dx.reshape(*dx.shape[: -stencil.window.spatial_ndim], 1)
         means += [mean, *others]
@@ -555,7 +555,11 @@ _means.defjvp(_means_jvp, symbolic_zeros=True)
 
 
 def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
-    """Means of the terms' values and, of the first term, gradients by the names in ``wrt``."""
+    """Means of the terms' values and, of the first term, gradients by the names in ``wrt``.
+
+    Those by images are times the number of pixels, so that a derivative is a mean. Were it a mean times a number, the
+    backward pass would begin with that product, and overflow: decibels of nearly equal images have 1e37.
+    """
     like, valid = operands.a, operands.valid
     count, height = _block_rows(stencil, like)
     if count == 1:
@@ -576,7 +580,8 @@ def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
         *batch, channels = positions.shape
         spatial = (1,) * stencil.window.spatial_ndim
         along_row = _along_row(positions.reshape(*batch, *spatial, channels), like.shape[-1] // channels)
-    gradients = (images[name] / along_row if name in IMAGES else sums[name] / positions for name in wrt)
+    pixels = math.prod(like.shape[axis] // step for axis, step in stencil.axes)
+    gradients = (images[name] * (pixels / along_row) if name in IMAGES else sums[name] / positions for name in wrt)
     return tuple(sums[term] / positions + undefined for term in terms), tuple(gradients)
 
 
@@ -661,7 +666,7 @@ def _spread_and_sums(stencil: Stencil, terms, wrt, operands: Operands, start, fr
         maps, spread = stencil.run(_partials, terms, wrt, local, operands, start, fresh, counted, mass)
     if counted is not None:
         maps["positions"] = _weights(stencil, mass, fresh, counted)
-    return spread, {name: stencil.run(_sum_positions, mean_of_map, x) for name, x in maps.items()}
+    return spread, {name: stencil.run(_sum_positions, x) for name, x in maps.items()}
 
 
 def _weights(stencil: Stencil, like, fresh, counted):
@@ -759,10 +764,15 @@ def _gradients(stencil: Stencil, wrt, spread, operands: Operands, start):
     return {name: valid * (gradients[name] + rest) for name in wrt if name in IMAGES}
 
 
-@_stage(1)
-def _sum_positions(stencil: Stencil, mean, x):
-    """Sums over the spatial axes, rows first, so that every step but the last adds long rows: ``[..., C]``."""
+@_stage()
+def _sum_positions(stencil: Stencil, x):
+    """Sums over the spatial axes: ``[..., C]``."""
+    positions = math.prod(x.shape[x.ndim - stencil.window.spatial_ndim :]) // stencil.channels
+    return _mean_of_positions(stencil, mean_of_map, x) * positions
+
+
+def _mean_of_positions(stencil: Stencil, mean, x):
+    """Means over the spatial axes, rows first, so that every step but the last adds long rows: ``[..., C]``."""
     start = x.ndim - stencil.window.spatial_ndim
-    positions = math.prod(x.shape[start:]) // stencil.channels
     rows = mean(x, range(start, x.ndim - 1))
-    return mean(stencil.unfold(rows), range(start, start + 1)) * positions
+    return mean(stencil.unfold(rows), range(start, start + 1))

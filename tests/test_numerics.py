@@ -219,6 +219,7 @@ def test_extreme_max_val(max_val, implementation):
 
     value, gradient = jax.value_and_grad(loss)(scale * a, scale * b, scale)
     expected, expected_gradient = jax.value_and_grad(loss)(a, b, np.float32(1))
+    # Scaling rounds the pixels, by 6e-8, and each value may be off by 5e-6; a gradient divides by small variances.
     np.testing.assert_allclose(value, expected, 5e-6)
     np.testing.assert_allclose(gradient * scale, expected_gradient, rtol=1e-4, atol=1e-8)
 
@@ -275,6 +276,7 @@ def test_blocks_of_rows(spatial_ndim, small_blocks, x64):
     np.testing.assert_allclose(value(a, b, 1.0), exact, 1e-12)
     # The other implementation knows no blocks and leaves its derivative to JAX.
     expected = jax.jit(jax.grad(lambda *x: value(*x, "conv").sum(), (0, 1, 2)))(a, b, 1.3)
+    # Two ways in float64. "conv" takes variances as differences of squares, some 1e4 times as large: 1e-12.
     for argnums in ((0,), (1,), (0, 1, 2)):
         gradients = jax.jit(jax.grad(lambda *x: value(*x).sum(), argnums))(a, b, 1.3)
         for i, gradient in zip(argnums, gradients, strict=True):
@@ -296,4 +298,17 @@ def test_blocks_at_every_scale(small_blocks, x64):
         for kind in ("stencil", "conv")
     )
     for got, want in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(got, want, 1e-9, atol=1e-14)
+        np.testing.assert_allclose(got, want, 1e-9, atol=1e-14)  # as above
+
+
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_large_cotangents_do_not_overflow(function, implementation):
+    # As decibels of nearly equal images have, 10 / log(10) / (1 - MS-SSIM). float32 holds numbers 340 times as large; a
+    # partial derivative by a variance is up to 555, of one of a hundred positions. Linear, but for roundings of 6e-8.
+    a, b = (x.astype(np.float32) for x in random_pair((45, 47, 1)))
+    options = {"filter_size": 5, "implementation": implementation}
+    options |= {"power_factors": (0.4, 0.6)} if function is ms_ssim else {}
+    pullback = jax.jit(lambda cotangent: jax.vjp(lambda *x: function(*x, **options), a, b)[1](cotangent))
+    largest = np.float32(1e36)
+    for gradient, expected in zip(pullback(largest), pullback(np.float32(1)), strict=True):
+        np.testing.assert_allclose(gradient / largest, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
