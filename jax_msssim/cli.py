@@ -217,8 +217,11 @@ def _with_progress(outcomes: Iterable, total: int, visible: bool) -> Iterator:
         TimeRemainingColumn,
     )
 
+    if not visible:  # one that is disabled ends with an empty line all the same, before rich 15
+        yield from outcomes
+        return
     columns = (TextColumn("pairs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not visible) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         yield from progress.track(outcomes, total=total)
 
 

@@ -57,6 +57,15 @@ def test_versions_agree():
     assert set(re.findall(r"ruff==[\d.]+", hooks)) == {ruff.replace(" ", "")}
 
 
+def test_the_oldest_releases_are_those_declared():
+    def releases(requirements, relation):
+        found = (re.match(rf"([\w-]+) {relation} ([\d.]+)", x) for x in requirements)
+        return {match[1]: match[2] for match in found if match}
+
+    declared = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["cli"]
+    assert releases(declared, ">=") == releases(PROJECT["dependency-groups"]["oldest"], "==")
+
+
 def test_make_says_what_it_makes():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()) - {"help"}
