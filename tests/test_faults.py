@@ -38,8 +38,8 @@ def test_a_bad_pixel_stays_in_its_image(name, implementation):
         return function(a, b), jax.vmap(function)(a, b), jax.grad(total(function), (0, 1))(a, b)
 
     expected = jax.tree.leaves(program(a, b))
-    for bad in (np.nan, np.inf):
-        got = jax.tree.leaves(program(a.at[1, 4, 5].set(bad), b))
+    for bad_a, bad_b in ((np.nan, 0), (np.inf, 0), (0, np.nan), (0, -np.inf)):
+        got = jax.tree.leaves(program(a.at[1, 4, 5].add(bad_a), b.at[1, 4, 5].add(bad_b)))
         for before, after in zip(expected, got, strict=True):
             np.testing.assert_array_equal(after[::2], before[::2])
             assert np.isnan(after[1]).any()  # and is seen
@@ -143,9 +143,12 @@ def test_weak_types_neither_promote_nor_recompile():
     a, b = pair(*SHAPE)
     weak = jax.lax.full(SHAPE, 1.0)  # of a Python number
     assert weak.weak_type
-    got = ssim(0 * a + weak, b, **SMALL)
-    assert got.dtype == np.float32
-    assert not got.weak_type
+    strong = jnp.ones(SHAPE, np.float32)
+    for images, same in (((weak, b), (strong, b)), ((b, weak), (b, strong)), ((weak, weak), (strong, strong))):
+        got = ssim(*images, **SMALL)
+        assert got.dtype == np.float32
+        assert not got.weak_type
+        np.testing.assert_array_equal(got, ssim(*same, **SMALL))
     for max_val in (2, 2.0, jnp.asarray(2), jnp.asarray(2.0), np.float64(2), np.int64(2), jnp.float16(2)):
         got = ssim(a, b, max_val=max_val, **SMALL)
         assert got.dtype == np.float32
@@ -257,6 +260,7 @@ def test_flax_variables_are_arrays():
     a, b = pair(*SHAPE)
     np.testing.assert_array_equal(ssim(nnx.Param(a), nnx.Param(b), **SMALL), ssim(a, b, **SMALL))
     gradient = nnx.grad(lambda image: ssim(image, b, **SMALL).sum())(nnx.Param(a))
+    # One is compiled whole, the other stage by stage: another order of float32 sums.
     np.testing.assert_allclose(gradient[...], jax.grad(lambda a: ssim(a, b, **SMALL).sum())(a), rtol=1e-5, atol=1e-7)
 
 

@@ -42,6 +42,8 @@ CASES = {
     "map-where-sample": ("ssim_map", (8, 7, 6, 1), {"where": True, "min_coverage": 0.9, "covariance": "sample"}),
     "terms": ("ms_ssim_terms", (13, 18, 2), {"scales": 2}),
     "terms-same": ("ms_ssim_terms", (9, 6, 1), {"scales": 3, "padding": "same"}),
+    "terms-floor": ("ms_ssim_terms", (19, 15, 1), {"scales": 2, "downsample": "floor"}),
+    "terms-zero": ("ms_ssim_terms", (11, 10, 1), {"scales": 2, "downsample": "zero", "padding": "symmetric"}),
     "terms-where": ("ms_ssim_terms", (17, 22, 1), {"scales": 2, "where": True, "min_coverage": 0.63}),
     "ms-edge": ("ms_ssim", (13, 18, 2), {}),
     "ms-floor": ("ms_ssim", (13, 11, 1), {"downsample": "floor"}),
@@ -60,10 +62,19 @@ CASES = {
     "ms-where-floor": ("ms_ssim", (19, 22, 1), {"where": True, "downsample": "floor", "min_coverage": 0.3}),
     "db": ("ms_ssim_db", (10, 9, 2), {}),
     "db-soft": ("ms_ssim_db", (9, 10, 1), {"negative": "soft"}),
+    "db-where": ("ms_ssim_db", (18, 17, 1), {"where": True, "min_coverage": 0.63, "negative": "shift"}),
     "ssim_loss": ("ssim_loss", (9, 8, 2), {}),
+    "ssim_loss-where": ("ssim_loss", (9, 8, 2), {"where": True, "min_coverage": 0.63}),
     "dssim_loss": ("dssim_loss", (8, 9, 2), {"padding": "reflect"}),
+    "dssim_loss-where": ("dssim_loss", (9, 11, 1), {"where": True, "min_coverage": 0.3}),
     "ms_ssim_loss": ("ms_ssim_loss", (10, 11, 2), {}),
+    "ms_ssim_loss-where": ("ms_ssim_loss", (18, 17, 1), {"where": True, "min_coverage": 0.63, "negative": "relu"}),
     "log_ms_ssim_loss": ("log_ms_ssim_loss", (11, 10, 2), {}),
+    "log_ms_ssim_loss-where": (
+        "log_ms_ssim_loss",
+        (17, 18, 1),
+        {"where": True, "min_coverage": 0.63, "negative": "shift"},
+    ),
     "ssim_l1_loss": ("ssim_l1_loss", (7, 8, 3), {}),
     "ssim_l1_loss-where": ("ssim_l1_loss", (9, 8, 1), {"where": True, "weight": 0.4, "min_coverage": 0.63}),
     "ms_ssim_l1_loss": ("ms_ssim_l1_loss", (10, 9, 2), {}),
@@ -121,16 +132,19 @@ def spread(a, b, max_val, black):
 
 
 def limit(a, b, max_val, options, *, implementation, dtype):
-    """The largest error of each pair's means of ``l``, ``cs`` or ``l cs``: 5e-6 in float32, unless brightness jumps.
+    """The largest error of each pair's means of ``l``, ``cs`` or ``l cs``: 5e-6 in float32 with the papers' constants.
 
-    One mean is subtracted from an image; what is left is rounded in proportion to its size, ``u R max_val``, and so
-    are local means and deviations. ``l`` changes by up to ``1 / (k1 max_val)`` of a local mean, where images are dark,
-    and ``cs`` by up to ``1 / (k2 max_val)`` of a deviation, where they are flat: in all ``u R / k``, and 5e-6 for
-    ``R = 1`` and ``k = k1 = 0.01``. ``"conv"`` averages squares and subtracts them: ``4 u (R / k2)^2``.
+    Local means and deviations are rounded in proportion to the pixels they are measured from, ``u R max_val``. ``l``
+    changes by up to ``1 / (k1 max_val)`` of a local mean, where images are dark, and ``cs`` by up to
+    ``1 / (k2 max_val)`` of a deviation, where they are flat: in all ``u R / k``. ``"stencil"`` measures from a pixel of
+    the window: however bright that is, ``R`` is 1, unless it is masked and holds the mean of the image: then ``R`` is
+    how far pixels are from that. ``"conv"`` always measures from the mean of the image, and averages squares and
+    subtracts them: ``4 u (R / k2)^2`` comes to it.
     """
     k1, k2 = options.get("k1", 0.01), options.get("k2", 0.03)
     black = options.get("padding") == "same" or options.get("downsample") == "zero" or "form" in options
-    r = np.maximum(spread(a, b, max_val, black), 1)
+    far = implementation == "conv" or "where" in options
+    r = np.maximum(spread(a, b, max_val, black), 1) if far else np.ones(len(a))
     unit = {np.float32: 5e-8, np.float64: 5e-8 * 2.0**-29}[dtype]
     return unit * (r / min(k1, k2 / 3) + 4 * (r / k2) ** 2 * (implementation == "conv"))
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_msssim import ssim, ssim_loss
 
-COLLECTIVES = re.compile("all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
+COLLECTIVES = re.compile("all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter")
 SHAPE = (8, 9, 10, 1)
 # Programs for one image and for eight order the same float32 sums otherwise; a gradient sums hundreds of such terms.
 VALUE, GRADIENT = 2e-6, 1e-5

@@ -27,8 +27,9 @@ def jit(function, a, b):
 
 
 def disable_jit(function, a, b):
+    expected = function(a[0], b[0])
     with jax.disable_jit():
-        return function(a[0], b[0]), function(a[0], b[0])
+        return function(a[0], b[0]), expected
 
 
 def vmap(function, a, b):
@@ -105,14 +106,17 @@ def donate(function, a, b):
     with warnings.catch_warnings():
         # There is one gradient to take the place of two images.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        return jax.jit(jax.value_and_grad(total(function)), donate_argnums=(0, 1))(a + 0, b + 0), expected
+        a, b = a + 0, b + 0
+        got = jax.jit(jax.value_and_grad(total(function)), donate_argnums=(0, 1))(a, b)
+    assert a.is_deleted()
+    return got, expected
 
 
 def debug_nans(function, a, b):
     black, white = jnp.zeros_like(a), jnp.ones_like(a)
     a, b = jnp.concatenate([a, a, black, black, white]), jnp.concatenate([a, 1 - a, black, white, b])
     # Identical images have infinite decibels, hence tanh.
-    program = jax.jit(jax.grad(total(lambda a, b: jax.tree.map(jnp.tanh, function(a, b))), (0, 1)))
+    program = jax.jit(jax.value_and_grad(total(lambda a, b: jax.tree.map(jnp.tanh, function(a, b))), (0, 1)))
     with jax.debug_nans(True):
         return program(a, b), jax.tree.map(jnp.nan_to_num, program(a, b))
 
@@ -176,11 +180,13 @@ def per_example_grad(function, a, b):
 
 
 def hessian_vector_product(function, a, b):
-    direction = jnp.cos(a * 99)
-    slope = jax.jit(lambda a, b: jax.jvp(jax.grad(function), (a, b), (direction, jnp.zeros_like(b)))[1])
+    direction = jnp.cos(a * 99), jnp.sin(b * 99)
+    slope = jax.jit(lambda *images: jax.jvp(jax.grad(function, (0, 1)), images, direction)[1])
     step = 1e-5
-    up, down = (gradients(function, a + sign * step * direction, b)[0] for sign in (1, -1))
-    return slope(a, b), (up - down) / (2 * step)
+    up, down = (
+        gradients(function, *(x + sign * step * d for x, d in zip((a, b), direction, strict=True))) for sign in (1, -1)
+    )
+    return slope(a, b), jax.tree.map(lambda up, down: (up - down) / (2 * step), up, down)
 
 
 OF_VALUES = {
