@@ -204,7 +204,7 @@ def _check_sharding(name: str, x, spatial_ndim: int) -> None:
             kept = ", ".join(map(repr, kind.sharding.spec[:batch]))
             raise ValueError(
                 f"{name}, {kind}, is sharded along {axis}: on an explicit mesh only the batch can be. "
-                f"Pass jax.reshard(x, jax.P({kept}))."
+                f"Pass jax.sharding.reshard(x, jax.P({kept}))."
             )
 
 

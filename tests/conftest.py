@@ -13,7 +13,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
 
 # Parts of the library whose packages are not installed.
-NEED = {"test_cli.py": "imagecodecs", "test_docs.py": "flax", "test_nnx.py": "flax", "test_training.py": "flax"}
+NEED = {
+    "test_cli.py": "imagecodecs",
+    "test_docs.py": "flax",
+    "test_nnx.py": "flax",
+    "test_peers.py": "dm_pix",
+    "test_training.py": "flax",
+}
 collect_ignore = [file for file, package in NEED.items() if importlib.util.find_spec(package) is None]
 
 
