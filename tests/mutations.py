@@ -76,6 +76,7 @@ FAULTS = [
     Fault("_stencil.py", '"b": by_s - by_d}', '"b": by_s + by_d}'),
     Fault("_stencil.py", "2 * (by_square - (pivot + mean) * by_mean)", "2 * by_square"),
     Fault("_stencil.py", ">= i * height).astype", ">= 0).astype"),
+    Fault("_stencil.py", "images[name] * (pixels / along_row)", "images[name] * (1 / along_row)"),
     Fault("_stencil.py", "jnp.minimum(j * height, positions - height)", "jnp.minimum(j * height, positions)"),
     Fault("_stencil.py", "first = jnp.minimum(i * height, pixels - height)", "first = start"),
     Fault("_stencil.py", "operands, first, first - start)", "operands, first, 0)"),

@@ -114,6 +114,15 @@ def test_sixteen_bits_and_luma(tmp_path, capsys):
     assert float(lines(capsys.readouterr().out)["psnr"]) == pytest.approx(psnr(luma, np.round(luma)), rel=1e-4)
 
 
+def test_max_val(tmp_path, capsys):
+    a, b = crop(30, 40) // 8, crop(30, 40) // 16
+    paths = save(tmp_path / "a.png", a), save(tmp_path / "b.png", b)
+    assert cli.main([*map(str, paths), "--max-val", "31"]) == 0
+    values = lines(capsys.readouterr().out)
+    assert float(values["ssim"]) == pytest.approx(oracle.ssim(a, b, max_val=31), abs=1e-6)
+    assert float(values["psnr"]) == pytest.approx(psnr(a, b) + 20 * np.log10(31 / 255), abs=1e-4)
+
+
 def test_small_and_transparent_images(tmp_path, capsys):
     # Opaque alpha is dropped without a word.
     a = save(tmp_path / "a.png", np.concatenate([crop(30, 40), np.full((30, 40, 1), 255, np.uint8)], -1))

@@ -203,6 +203,22 @@ def test_both_implementations_have_the_same_derivative(masked, x64):
         np.testing.assert_allclose(stencil, conv, **FLOAT64)
 
 
+def test_both_implementations_have_the_same_derivative_of_the_map(x64):
+    a, b = random_pair((11, 12, 2))
+    options = {"filter_size": 5, "min_coverage": 0.7, "where": np.random.default_rng(7).random(a.shape) > 0.05}
+
+    def gradients(implementation):
+        def total(*images):
+            similarity = jax_msssim.ssim_map(*images, implementation=implementation, **options)
+            return (jnp.nan_to_num(similarity) * jnp.cos(jnp.arange(similarity.size).reshape(similarity.shape))).sum()
+
+        return jax.grad(total, (0, 1))(a, b)
+
+    for stencil, conv in zip(gradients("stencil"), gradients("conv"), strict=True):
+        assert np.abs(stencil).max() > 0.1
+        np.testing.assert_allclose(stencil, conv, **FLOAT64)
+
+
 @pytest.mark.parametrize("filter_size", [1, 5, 7])
 @pytest.mark.parametrize("shape", [(31, 1), (27, 13, 2), (15, 9, 8, 1)])
 def test_blocks(shape, filter_size, small_blocks, x64):

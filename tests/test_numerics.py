@@ -277,7 +277,7 @@ def test_blocks_of_rows(spatial_ndim, small_blocks, x64):
     # The other implementation knows no blocks and leaves its derivative to JAX.
     expected = jax.jit(jax.grad(lambda *x: value(*x, "conv").sum(), (0, 1, 2)))(a, b, 1.3)
     # Two ways in float64. "conv" takes variances as differences of squares, some 1e4 times as large: 1e-12.
-    for argnums in ((0,), (1,), (0, 1, 2)):
+    for argnums in ((0,), (1,), (2,), (0, 1, 2)):
         gradients = jax.jit(jax.grad(lambda *x: value(*x).sum(), argnums))(a, b, 1.3)
         for i, gradient in zip(argnums, gradients, strict=True):
             np.testing.assert_allclose(gradient, expected[i], 1e-9, atol=1e-14)
