@@ -580,7 +580,7 @@ def _over_blocks(stencil: Stencil, terms, wrt, operands: Operands):
         *batch, channels = positions.shape
         spatial = (1,) * stencil.window.spatial_ndim
         along_row = _along_row(positions.reshape(*batch, *spatial, channels), like.shape[-1] // channels)
-    pixels = math.prod(like.shape[axis] // step for axis, step in stencil.axes)
+    pixels = _number_of_positions(stencil, like)
     gradients = (images[name] * (pixels / along_row) if name in IMAGES else sums[name] / positions for name in wrt)
     return tuple(sums[term] / positions + undefined for term in terms), tuple(gradients)
 
@@ -767,8 +767,12 @@ def _gradients(stencil: Stencil, wrt, spread, operands: Operands, start):
 @_stage()
 def _sum_positions(stencil: Stencil, x):
     """Sums over the spatial axes: ``[..., C]``."""
-    positions = math.prod(x.shape[x.ndim - stencil.window.spatial_ndim :]) // stencil.channels
-    return _mean_of_positions(stencil, mean_of_map, x) * positions
+    return _mean_of_positions(stencil, mean_of_map, x) * _number_of_positions(stencil, x)
+
+
+def _number_of_positions(stencil: Stencil, x):
+    """Of a folded array, along its spatial axes."""
+    return math.prod(x.shape[axis] // step for axis, step in stencil.axes)
 
 
 def _mean_of_positions(stencil: Stencil, mean, x):
