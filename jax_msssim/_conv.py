@@ -6,14 +6,13 @@ halves differ by thousands of ``max_val``: the default implementation is.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_msssim._pyramid import Scale, channel_means, mean_positions, spatial_axes
+from jax_msssim._pyramid import Scale, channel_means, mean_positions, scales_from, spatial_axes
 from jax_msssim._terms import Means, Variances, value_of
 from jax_msssim._windows import Window
 
@@ -24,8 +23,9 @@ def term_map(term, scale: Scale, c1, c2, window: Window) -> jax.Array:
     return value_of(term, lambda: means, variances, c1, c2)
 
 
-def term_means(terms, scales: Sequence[Scale], c1, c2, window: Window) -> list[tuple[jax.Array, ...]]:
+def term_means(terms, first: Scale, c1, c2, window: Window, paddings, rule=None) -> list[tuple[jax.Array, ...]]:
     """At each scale the mean of each of its terms over the positions that count, ``[..., C]``; NaN where none does."""
+    scales = scales_from(first, len(terms), rule, paddings, window, halve)
     return [_term_means(*each, c1, c2, window) for each in zip(terms, scales, strict=True)]
 
 

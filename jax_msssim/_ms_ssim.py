@@ -29,7 +29,7 @@ from jax_msssim._checks import (
     over_batch,
     prepare,
 )
-from jax_msssim._ssim import LOCAL, first_scale, padded
+from jax_msssim._ssim import LOCAL, first_scale
 from jax_msssim._terms import TERMS
 from jax_msssim._windows import check_count, check_odd, check_static
 
@@ -82,13 +82,8 @@ def one_minus_ms_ssim(images: Images, power_factors, options: Options, pyramid: 
 def _each_scale(images: Images, options: Options, downsample: str, terms):
     """The means of the terms asked for at each scale."""
     local = LOCAL[options.implementation]
-    scale, c1, c2 = first_scale(images, options)
-    scales = []
-    for j in range(len(terms)):
-        if j > 0:
-            scale = _pyramid.next_scale(scale, downsample, options.window.spatial_ndim, local.halve)
-        scales.append(padded(scale, options, which=int(j == len(terms) - 1)))
-    return local.term_means(terms, scales, c1, c2, options.window)
+    first, c1, c2 = first_scale(images, options)
+    return local.term_means(terms, first, c1, c2, options.window, options.padding, downsample)
 
 
 def _log_positive(dissimilarity: jax.Array, x: jax.Array, negative: str) -> jax.Array:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_msssim._windows import Window
+
 DOWNSAMPLE_RULES = ("edge", "floor", "zero", "edge_start")
 PADDINGS = ("valid", "same", "reflect", "symmetric")
 
@@ -65,7 +67,7 @@ def first_scale(a: jax.Array, b: jax.Array, where: jax.Array | None, spatial_ndi
     return Scale((a, b), None, None, where, tuple(typical(x, where, spatial_ndim) for x in (a, b)))
 
 
-def next_scale(scale: Scale, rule: str, spatial_ndim: int, halve) -> Scale:
+def next_scale(scale: Scale, rule: str | None, spatial_ndim: int, halve) -> Scale:
     """Half the size along each spatial axis: the mean of 2x2 pixels, of the valid ones where some are masked."""
     images, anchors, above, share = halve(_mapped(scale, lambda x: evened(x, rule, spatial_ndim)), spatial_ndim)
     a, b = images
@@ -74,10 +76,20 @@ def next_scale(scale: Scale, rule: str, spatial_ndim: int, halve) -> Scale:
     return Scale(images, anchors, above, valid, scale.typical)
 
 
-def padded(scale: Scale, padding: str, size: int, spatial_ndim: int) -> Scale:
-    """The scale with a margin around it, so that every pixel is the centre of a window of ``size`` taps."""
+def scales_from(first: Scale, count: int, rule: str | None, paddings: tuple[str, str], window: Window, halve):
+    """So many scales, each half the one before, as the window shall see them: the last by the second padding."""
+    scales = [first]
+    for _ in range(count - 1):
+        scales.append(next_scale(scales[-1], rule, window.spatial_ndim, halve))
+    last = count - 1
+    return [padded(scale, paddings[int(j == last)], window) for j, scale in enumerate(scales)]
+
+
+def padded(scale: Scale, padding: str, window: Window) -> Scale:
+    """The scale with a margin around it, so that every pixel is the centre of a window."""
     if padding == "valid":
         return scale
+    size, spatial_ndim = len(window.taps), window.spatial_ndim
     axes = spatial_axes(scale.images[0], spatial_ndim)
     margins = [(size // 2, size // 2) if axis in axes else (0, 0) for axis in range(scale.images[0].ndim)]
 
@@ -96,7 +108,7 @@ def smallest_side(size: int, rule: str, times: int) -> int:
     return size * 2**times if rule == "floor" else (size - 1) * 2**times + 1
 
 
-def evened(x: jax.Array, rule: str, spatial_ndim: int) -> jax.Array:
+def evened(x: jax.Array, rule: str | None, spatial_ndim: int) -> jax.Array:
     """``x`` with an even number of pixels along each spatial axis."""
     axes = spatial_axes(x, spatial_ndim)
     odd = [axis for axis in axes if x.shape[axis] % 2 == 1]

@@ -29,7 +29,7 @@ def single_resolution(images: Images, options: Options) -> tuple[jax.Array, np.n
         radius = min(RADIUS, round(8 * sigma))  # beyond 8 sigmas a tap is below 1e-14
         taps = tuple(gaussian_window(2 * radius + 1, sigma).tolist())
         window = window._replace(taps=taps)
-        padded = _pyramid.padded(scale, "same", len(taps), spatial_ndim)
+        padded = _pyramid.padded(scale, "same", window)
         term = "similarity" if sigma == SIGMAS[-1] else "contrast_structure"
         one_more = local.term_map(term, padded, c1, c2, window)
         dissimilarity = dissimilarity + one_more - dissimilarity * one_more  # 1 - (1 - x)(1 - y)

@@ -152,7 +152,7 @@ def mean_dissimilarity(images: Images, options: Options) -> jax.Array:
     with jax.named_scope("jax_msssim.ssim"):
         scale, c1, c2 = first_scale(images, options)
         local = LOCAL[options.implementation]
-        ((means,),) = local.term_means([("similarity",)], [padded(scale, options)], c1, c2, options.window)
+        ((means,),) = local.term_means([("similarity",)], scale, c1, c2, options.window, options.padding)
         return means.mean(-1)
 
 
@@ -161,7 +161,7 @@ def _map(images: Images, options: Options) -> jax.Array:
     with jax.named_scope("jax_msssim.ssim_map"):
         scale, c1, c2 = first_scale(images, options)
         local = LOCAL[options.implementation]
-        scale = padded(scale, options)
+        scale = _pyramid.padded(scale, options.padding[0], options.window)
         similarity: jax.Array = 1 - local.term_map("similarity", scale, c1, c2, options.window)
         counted: jax.Array | None = local.counted(scale, options.window)
         return similarity if counted is None else jnp.where(counted, similarity, jnp.nan)
@@ -176,9 +176,3 @@ def first_scale(images: Images, options: Options):
     c1, c2 = (jnp.maximum((k * max_val) ** 2, jnp.finfo(options.dtype).tiny) for k in (options.k1, options.k2))
     where = None if images.where is None else jnp.asarray(images.where)
     return _pyramid.first_scale(a, b, where, spatial_ndim, LOCAL[options.implementation].typical), c1, c2
-
-
-def padded(scale: _pyramid.Scale, options: Options, which: int = 0) -> _pyramid.Scale:
-    """The scale as the window shall see it, in the first or the second of two paddings."""
-    window = options.window
-    return _pyramid.padded(scale, options.padding[which], len(window.taps), window.spatial_ndim)

@@ -36,9 +36,11 @@ def x64():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Images of a dozen rows take several blocks on the CPU, as large ones do; compiled programs remember."""
+    """A dozen rows and columns take several blocks on the CPU, as large images do; compiled programs remember."""
     monkeypatch.setattr(_stencil, "_BLOCK_SAMPLES", 1)
     monkeypatch.setattr(_stencil, "_BLOCK_MIN_ROWS", 4)
+    monkeypatch.setattr(_stencil, "_BLOCK_MIN_COLUMNS", 4)
+    monkeypatch.setattr(_stencil, "_LARGE_SAMPLES", 0)
     jax.clear_caches()
     yield
     jax.clear_caches()

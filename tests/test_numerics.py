@@ -301,6 +301,52 @@ def test_blocks_at_every_scale(small_blocks, x64):
         np.testing.assert_allclose(got, want, 1e-9, atol=1e-14)  # as above
 
 
+# Sides of which a quarter is whole, three scales: what needs no derivative makes the second scale block by block.
+THREE_POWERS = np.array([0.2, 0.3, 0.5])
+
+
+@pytest.mark.parametrize("shape", [(2, 44, 36, 2), pytest.param((20, 24, 36, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("luminance", ["last", pytest.param("all", marks=pytest.mark.slow)])
+def test_two_scales_at_once(luminance, shape, small_blocks, x64):
+    a, b = random_pair(shape)
+    options = {"power_factors": THREE_POWERS, "luminance": luminance, "spatial_ndim": 2 if shape[-1] == 2 else 3}
+
+    def value(a, b, max_val, implementation="stencil"):
+        return ms_ssim(a, b, max_val=max_val, filter_size=5, implementation=implementation, **options)
+
+    assert "_every_second" in str(jax.make_jaxpr(value)(a, b, 1.0))  # it is done at all
+    exact = oracle.ms_ssim(a, b, window=oracle.gaussian(5), **options)
+    np.testing.assert_allclose(value(a, b, 1.0), exact, 1e-12)
+    np.testing.assert_allclose(jax.vmap(value, (0, 0, None))(a[None], b[None], 1.0)[0], exact, 1e-12)
+    # Derivatives take one scale after another.
+    arguments, tangents = (a, b, 1.3), (b, a, 0.7)
+    got, expected = (
+        jax.jvp(lambda *x, kind=kind: value(*x, kind), arguments, tangents) for kind in ("stencil", "conv")
+    )
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, 1e-9, atol=1e-14)  # as above
+    for argnums in ((1,), (0, 1, 2)):
+        gradients, expected = (
+            jax.jit(jax.grad(lambda *x, kind=kind: value(*x, kind).sum(), argnums))(*arguments)
+            for kind in ("stencil", "conv")
+        )
+        for x, y in zip(gradients, expected, strict=True):
+            np.testing.assert_allclose(x, y, 1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": "same"}, {"power_factors": THREE_POWERS[:2]}, {"where": random_pair((44, 36, 2))[0] > 0.01}],
+)
+def test_what_needs_whole_scales_gets_them(options, small_blocks, x64):
+    a, b = random_pair((44, 36, 2))
+    options = {"power_factors": THREE_POWERS} | options
+    function = functools.partial(ms_ssim, filter_size=5, **options)
+    assert "_every_second" not in str(jax.make_jaxpr(function)(a, b))
+    exact = oracle.ms_ssim(a, b, window=oracle.gaussian(5), **options)
+    np.testing.assert_allclose(function(a, b), exact, 1e-12)
+
+
 @pytest.mark.parametrize("function", [ssim, ms_ssim])
 def test_large_cotangents_do_not_overflow(function, implementation):
     # As decibels of nearly equal images have, 10 / log(10) / (1 - MS-SSIM). float32 holds numbers 340 times as large; a

@@ -9,7 +9,7 @@ import pytest
 from functions import FUNCTIONS, assert_same, conv_is_slow, function_of, pair, total
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_msssim import ssim, ssim_loss
+from jax_msssim import ms_ssim, ssim, ssim_loss
 
 COLLECTIVES = re.compile("all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter")
 SHAPE = (8, 9, 10, 1)
@@ -67,6 +67,11 @@ def test_batch(name, mesh):
 @pytest.mark.parametrize("name", ["ssim_l1_loss", "ms_ssim"])
 def test_batch_by_convolution(name, mesh):
     check(mesh, value_and_gradients(function_of(name, implementation="conv")), *pair(*SHAPE))
+
+
+def test_two_scales_at_once(mesh, small_blocks):
+    options = {"filter_size": 3, "power_factors": np.array([0.2, 0.3, 0.5])}
+    check(mesh, lambda a, b: ms_ssim(a, b, **options), *pair(8, 16, 12, 1))
 
 
 @pytest.mark.slow

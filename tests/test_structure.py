@@ -1,9 +1,11 @@
 """What the speed on the CPU rests on, as properties of the compiled program."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jax_msssim
@@ -50,11 +52,31 @@ def test_the_backward_pass_needs_one_image():
     assert sum(saved) <= 1.1 * a.size
 
 
-def test_the_loop_runs_over_rows_and_keeps_the_batch(small_blocks):
-    text = str(jax.make_jaxpr(lambda x: jax_msssim.ssim(x, x, filter_size=5))(jnp.zeros((7, 32, 32, 3))))
+@pytest.mark.parametrize("function", [jax_msssim.ssim, functools.partial(jax_msssim.ms_ssim, power_factors=np.ones(3))])
+def test_the_loop_runs_over_pixels_and_keeps_the_batch(function, small_blocks):
+    text = str(jax.make_jaxpr(lambda x: function(x, x, filter_size=5))(jnp.zeros((7, 32, 32, 3))))
     slices = re.findall(r"dynamic_slice\[.*?slice_sizes=\(([\d, ]+)\)", text, re.DOTALL)
     assert slices
     assert all(sizes.startswith("7,") for sizes in slices)
+
+
+def test_a_gradient_of_a_large_image_needs_one_image_of_each_scale(small_blocks):
+    # Not that by the image that is not differentiated, either: 1 + 1/4 + 1/16 of the pixels.
+    a = jnp.zeros((2, 32, 32, 3))
+    options = {"filter_size": 5, "power_factors": np.ones(3)}
+    _, pullback = jax.vjp(lambda x: jax_msssim.ms_ssim(x, a, **options), a)
+    saved = [x.size for x in jax.tree.leaves(pullback) if hasattr(x, "size")]
+    assert sum(saved) <= (1 + 1 / 4 + 1 / 16 + 0.1) * a.size
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks are for the CPU alone")
+def test_the_second_scale_of_large_images_is_never_held():
+    # Its four arrays are as large as an image. Those of the third are a quarter of that and the fourth's a sixteenth,
+    # and a map of one block is 1/24 of an image, of which eight are alive.
+    image = jax.ShapeDtypeStruct((1, 1080, 1920, 3), jnp.float32)
+    program = jax.jit(jax_msssim.ms_ssim).lower(image, image).compile()
+    assert program.memory_analysis().temp_size_in_bytes <= (1 / 4 + 1 / 16 + 8 / 24) * image.size * 4
+    assert not re.search(r"= f32\[\d+,\d+,\d+\]\S* call\(\)", program.as_text())
 
 
 @pytest.fixture(scope="module")
