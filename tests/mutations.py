@@ -120,7 +120,7 @@ FAULTS = [
     Fault("_ms_ssim.py", 'if pyramid.luminance == "all"', 'if pyramid.luminance == "last"'),
     Fault("_ms_ssim.py", 'if pyramid.channel_mean == "before"', 'if pyramid.channel_mean == "after"'),
     Fault("_ms_ssim.py", "return -jnp.expm1(log_ms_ssim(", "return 1 - jnp.exp(log_ms_ssim("),
-    Fault("_ms_ssim.py", "which=int(j == len(terms) - 1)", "which=0"),
+    Fault("_pyramid.py", "paddings[int(j == last)]", "paddings[0]"),
     Fault("_ms_ssim.py", "jnp.minimum(x, SOFT_EPS)", "x"),
     Fault("_ms_ssim.py", "dead = x <= 0", "dead = x < -2"),
     Fault("_losses.py", "return mean_dissimilarity(images, options) / 2", "return mean_dissimilarity(images, options)"),
