@@ -35,12 +35,17 @@ def x64():
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
-    """A dozen rows and columns take several blocks on the CPU, as large images do; compiled programs remember."""
-    monkeypatch.setattr(_stencil, "_BLOCK_SAMPLES", 1)
-    monkeypatch.setattr(_stencil, "_BLOCK_MIN_ROWS", 4)
-    monkeypatch.setattr(_stencil, "_BLOCK_MIN_COLUMNS", 4)
+def all_large(monkeypatch):
+    """Images of any size count as large: the CPU makes their second scale in blocks. Compiled programs remember."""
     monkeypatch.setattr(_stencil, "_LARGE_SAMPLES", 0)
     jax.clear_caches()
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch, all_large):
+    """And a dozen rows and columns take several blocks."""
+    monkeypatch.setattr(_stencil, "_BLOCK_SAMPLES", 1)
+    monkeypatch.setattr(_stencil, "_BLOCK_MIN_ROWS", 4)
+    monkeypatch.setattr(_stencil, "_BLOCK_MIN_COLUMNS", 4)

@@ -10,7 +10,7 @@ import pytest
 from hard_pairs import HardPair, hard_pairs
 
 import jax_msssim
-from jax_msssim import _stencil, conventions
+from jax_msssim import conventions
 
 SIDE = 192  # of the images on the page
 POWERS = {48: (0.4, 0.6), SIDE: oracle.WANG2003}
@@ -37,17 +37,14 @@ def exact(function, side, dtype):
 
 
 @pytest.mark.slow
-def test_hard_pairs_two_scales_at_once(monkeypatch):
+def test_hard_pairs_two_scales_at_once(all_large):
     # As the values of large images are computed, where the second scale is made block by block.
-    monkeypatch.setattr(_stencil, "_LARGE_SAMPLES", 0)
-    jax.clear_caches()
     assert "_every_second" in str(jax.make_jaxpr(jax_msssim.ms_ssim)(*np.zeros((2, SIDE, SIDE, 1), "float32")))
     inaccurate = {}
     for name, pair in pairs_of_type(SIDE, "float32").items():
         value, expected = jax_msssim.ms_ssim(pair.a, pair.b, max_val=pair.max_val), exact("ms_ssim", SIDE, "float32")
         if not abs(float(value) - expected[name]) <= 5e-6:
             inaccurate[name] = float(value), expected[name]
-    jax.clear_caches()
     assert inaccurate == {}
 
 
