@@ -894,7 +894,7 @@ def _every_second(stencil: Stencil, operands: Operands, above, start, size):
 
 
 def _spread_and_sums(stencil: Stencil, terms, wrt, operands: Operands, start, new):
-    """Of one block of rows: what is to be spread over the windows to give the gradient images, and sums by name."""
+    """Of one block: what is to be spread over the windows to give the gradient images, and sums by name."""
     mass, counted = (None, None) if operands.valid is None else _coverage(stencil, operands, start)
     new = jax.tree.map(lambda x: x.astype(stencil.dtype), new)
     if not wrt:
