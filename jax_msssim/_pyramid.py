@@ -154,14 +154,17 @@ def mean_by_axis(x: jax.Array, axes: range) -> jax.Array:
 
 
 def mean_of_map(x: jax.Array, axes: range) -> jax.Array:
-    """:func:`mean_by_axis`, as the last line plus the mean of what differs from it.
+    """:func:`mean_by_axis` of a map that is not negative, as a line of it plus the mean of what differs from that.
 
     Where the map is all but constant, as for flat images and patterns, the roundings of a sum go the same way: 4096
-    lines were off by 1.4e-5. The differences sum to little or nothing.
+    lines were off by 1.4e-5. The differences sum to little or nothing. The line is the smaller of two, since one that
+    is far above the mean brings its own rounding: where images differ in the last line alone, 2048 were off by 2e-5.
     """
     for _ in axes:
-        last = lax.stop_gradient(lax.index_in_dim(x, x.shape[axes.start] - 1, axes.start))
-        x = (last + (x - last).mean(axes.start, keepdims=True)).squeeze(axes.start)
+        size = x.shape[axes.start]
+        middle, last = (lax.index_in_dim(x, i, axes.start) for i in (size // 2, size - 1))
+        line = lax.stop_gradient(lax.min(middle, last))
+        x = (line + (x - line).mean(axes.start, keepdims=True)).squeeze(axes.start)
     return x
 
 

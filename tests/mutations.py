@@ -94,8 +94,9 @@ FAULTS = [
     # Moments under a mask, and sums.
     Fault("_stencil.py", "new_mean = share * _weighted_sum", "new_mean = _weighted_sum"),
     Fault("_stencil.py", "(missing <= 1 - stencil.window.min_coverage)", "(missing < 1 - stencil.window.min_coverage)"),
-    Fault("_pyramid.py", "last = lax.stop_gradient(", "last = 0 * lax.stop_gradient("),
-    Fault("_pyramid.py", "(last + (x - last)", "((x - last)"),
+    Fault("_pyramid.py", "line = lax.stop_gradient(", "line = 0 * lax.stop_gradient("),
+    Fault("_pyramid.py", "(line + (x - line)", "((x - line)"),
+    Fault("_pyramid.py", "lax.min(middle, last)", "last"),
     Fault("_conv.py", "window.covariance_scale * jnp.maximum", "jnp.maximum"),
     Fault("_conv.py", "sum=(typical_a + typical_b) + mean_s", "sum=mean_s"),
     # The pyramid.

@@ -9,6 +9,7 @@ the terms are exact. Moments are about the window's own mean, so that neither of
 
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,20 +36,19 @@ def padded(x, padding, margin):
     return np.pad(x, [(margin, margin)] * (x.ndim - 1) + [(0, 0)], PAD_MODES[padding])
 
 
-def local_terms(
-    a,
-    b,
-    *,
-    window=None,
-    max_val=1.0,
-    k1=0.01,
-    k2=0.03,
-    padding="valid",
-    covariance="population",
-    where=None,
-    min_coverage=1.0,
-):
-    """Maps of ``l`` and ``cs``, NaN at the positions that do not count."""
+class Local(NamedTuple):
+    """Maps of one pair: means, variances and covariance, and the share of each window that is masked."""
+
+    mean_a: np.ndarray
+    mean_b: np.ndarray
+    variance_a: np.ndarray
+    variance_b: np.ndarray
+    covariance: np.ndarray
+    missing: np.ndarray
+
+
+def local_moments(a, b, *, window=None, padding="valid", covariance="population", where=None):
+    """What the terms are made of."""
     window = gaussian() if window is None else window
     where = np.ones(a.shape, bool) if where is None else where
     missing = ~padded(where, padding, len(window) // 2) & padded(np.ones(a.shape, bool), padding, len(window) // 2)
@@ -78,10 +78,16 @@ def local_terms(
     if covariance == "sample":
         n = len(window) ** len(positions)
         variance_a, variance_b, covariance_ab = (n * x / (n - 1) for x in (variance_a, variance_b, covariance_ab))
+    return Local(mean_a, mean_b, variance_a, variance_b, covariance_ab, window_sum(lambda w: w, missing))
+
+
+def local_terms(a, b, *, max_val=1.0, k1=0.01, k2=0.03, min_coverage=1.0, **options):
+    """Maps of ``l`` and ``cs``, NaN at the positions that do not count."""
+    local = local_moments(a, b, **options)
     c1, c2 = (k1 * max_val) ** 2, (k2 * max_val) ** 2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    contrast_structure = (2 * covariance_ab + c2) / (variance_a + variance_b + c2)
-    counted = window_sum(lambda w: w, missing) <= 1 - min_coverage
+    luminance = (2 * local.mean_a * local.mean_b + c1) / (local.mean_a**2 + local.mean_b**2 + c1)
+    contrast_structure = (2 * local.covariance + c2) / (local.variance_a + local.variance_b + c2)
+    counted = local.missing <= 1 - min_coverage
     return np.where(counted, luminance, np.nan), np.where(counted, contrast_structure, np.nan)
 
 
@@ -91,8 +97,8 @@ def mean_per_channel(x):
     return np.array([column.mean() if column.size else np.nan for column in columns])
 
 
-def halve(image, where, downsample="edge"):
-    """The mean of the valid ones of 2x2 pixels, and which means are valid."""
+def corners(image, downsample="edge"):
+    """The upper left, upper right, lower left and lower right ones of each 2x2 pixels, and so on."""
     odd = [size % 2 for size in image.shape[:-1]]
     before, after = {
         "edge": ([0 for _ in odd], odd),
@@ -101,15 +107,20 @@ def halve(image, where, downsample="edge"):
         "edge_start": ([max(odd) for _ in odd], [0 for _ in odd]),
     }[downsample]
     margins = [*zip(before, after, strict=True), (0, 0)]
-    mode = "constant" if downsample == "zero" else "edge"
-    image, where = np.pad(np.where(where, image, 0), margins, mode), np.pad(where, margins, mode)
-    if downsample == "zero":
-        where = np.ones_like(where)  # the rule has no masks, and the zeros count
-    total, count = 0, 0
-    for corner in itertools.product((0, 1), repeat=len(odd)):
-        here = tuple(slice(i, i + size // 2 * 2, 2) for i, size in zip(corner, image.shape, strict=False))
-        total, count = total + image[here], count + where[here].astype(int)
-    return total / np.maximum(count, 1), count == 2 ** len(odd) if downsample == "floor" else count > 0
+    image = np.pad(image, margins, "constant" if downsample == "zero" else "edge")
+    return [
+        image[tuple(slice(i, i + size // 2 * 2, 2) for i, size in zip(corner, image.shape, strict=False))]
+        for corner in itertools.product((0, 1), repeat=len(odd))
+    ]
+
+
+def halve(image, where, downsample="edge"):
+    """The mean of the valid ones of 2x2 pixels, and which means are valid."""
+    pixels = corners(np.where(where, image, 0), downsample)
+    # The rule "zero" has no masks, and its zeros count.
+    valid = [np.ones(x.shape, bool) for x in pixels] if downsample == "zero" else corners(where, downsample)
+    count = sum(x.astype(int) for x in valid)
+    return sum(pixels) / np.maximum(count, 1), count == len(valid) if downsample == "floor" else count > 0
 
 
 def positive(x, negative="relu"):

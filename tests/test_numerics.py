@@ -81,6 +81,20 @@ def test_mean_of_a_constant_map(shape, implementation):
     np.testing.assert_allclose(ssim(a, b, implementation=implementation), luminance, rtol=0, atol=3e-7)
 
 
+@pytest.mark.parametrize("lines", [(-1,), (0, -1)], ids=["last", "first and last"])
+def test_images_that_differ_in_few_lines(lines, implementation):
+    # The mean is a few 512ths of those lines: measured from one of them it would be rounded as that is, 1e-5 of itself.
+    # Here the values' own roundings are left, a dozen of 6e-8.
+    rng = np.random.default_rng(0)
+    a = rng.random((512, 24, 1), np.float32)
+    b = a.copy()
+    b[lines, :] = rng.random((len(lines), 24, 1), np.float32)
+    exact = 1 - oracle.ssim(a, b)
+    np.testing.assert_allclose(jax_msssim.ssim_loss(a, b, implementation=implementation), exact, 8e-7)
+    l1 = jax_msssim.ssim_l1_loss(a, b, weight=0.0, implementation=implementation)
+    np.testing.assert_allclose(l1, np.abs(a.astype(np.float64) - b).mean(), 8e-7)
+
+
 def test_black_against_white(implementation):
     # l is 1e-4, of which 1 - (1 - l) keeps three digits: 1e-5 of this value. Its own keep all but three roundings.
     white = np.broadcast_to(np.float32([1, 0.9, 0.7]).reshape(3, 1, 1, 1), (3, 48, 48, 1))
