@@ -154,11 +154,12 @@ def mean_by_axis(x: jax.Array, axes: range) -> jax.Array:
 
 
 def mean_of_map(x: jax.Array, axes: range) -> jax.Array:
-    """:func:`mean_by_axis` of a map that is not negative, as a line of it plus the mean of what differs from that.
+    """:func:`mean_by_axis`, as a line of the map plus the mean of what differs from it.
 
     Where the map is all but constant, as for flat images and patterns, the roundings of a sum go the same way: 4096
-    lines were off by 1.4e-5. The differences sum to little or nothing. The line is the smaller of two, since one that
-    is far above the mean brings its own rounding: where images differ in the last line alone, 2048 were off by 2e-5.
+    lines were off by 1.4e-5. The differences sum to little or nothing. Of a map that is not negative the smaller of two
+    lines is the better one, since one that is far above the mean brings its own rounding: where images differ in the
+    last line alone, 2048 were off by 2e-5.
     """
     for _ in axes:
         size = x.shape[axes.start]

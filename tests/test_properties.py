@@ -135,6 +135,7 @@ def spread(a, b, max_val, black):
 
 
 def brightest(a, b, max_val):
+    """The largest magnitude of a pixel in each pair, in units of ``max_val``."""
     return np.maximum(np.abs(a), np.abs(b)).reshape(len(a), -1).max(1) / max_val
 
 
@@ -324,6 +325,12 @@ def value(function, implementation):
     return of_batch
 
 
+def limit_of_value(function, implementation, *batch):
+    """The largest error of SSIM or MS-SSIM of each pair, in float32."""
+    options = FUNCTIONS[function]
+    return SLOPE[function] * limit(*exact(*batch), options, implementation=implementation, dtype=np.float32)
+
+
 @pytest.mark.parametrize(("function", "examples"), examples_of(*FUNCTIONS, quick=FUNCTIONS))
 def test_range_symmetry_and_order(function, examples, implementation, record_property):
     record_property("pairs", examples * BATCH)
@@ -335,8 +342,7 @@ def test_range_symmetry_and_order(function, examples, implementation, record_pro
         assert np.all((values >= -1 - 1e-6) & (values <= 1 + 1e-6)), (values, batch)
         # A compiler may fuse one of two products with a sum: the last bits of the means depend on the order.
         swapped = np.abs(similarity(b, a, max_val) - values)
-        exactly = exact(a, b, max_val)
-        error = SLOPE[function] * limit(*exactly, FUNCTIONS[function], implementation=implementation, dtype=np.float32)
+        error = limit_of_value(function, implementation, a, b, max_val)
         assert np.all(swapped <= error / 5), (swapped / error, batch)
         np.testing.assert_array_equal(similarity(a[::-1], b[::-1], max_val[::-1]), values[::-1])
         np.testing.assert_array_equal(similarity(a, a, max_val), 1)
@@ -371,8 +377,7 @@ def test_flips_and_transposition(function, examples, implementation, record_prop
 
     def check(batch):
         a, b, max_val = drawn(batch, SQUARE, np.float32)
-        exactly = exact(a, b, max_val)
-        error = SLOPE[function] * limit(*exactly, FUNCTIONS[function], implementation=implementation, dtype=np.float32)
+        error = limit_of_value(function, implementation, a, b, max_val)
         values = similarity(a, b, max_val)
         for turned in (lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x.swapaxes(1, 2)):
             difference = np.abs(similarity(turned(a), turned(b), max_val) - values)
