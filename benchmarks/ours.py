@@ -1,9 +1,11 @@
 """This library alone: compilation, memory, cost per pixel, batches, implementations. Each section yields records."""
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,8 @@ from timing import Contestant, take_turns
 from works import PASSES, Work
 
 import jax_msssim
+from jax_msssim import _stencil
 
-IMPLEMENTATIONS = ("stencil", "conv")
 CYCLED_BYTES = 2**28  # of input in all, where the cache of a GPU must not hold it
 COPIED_BYTES = 2**30
 
@@ -70,19 +72,34 @@ def batching(work: Work, rounds: int) -> Iterator[dict]:
 def implementations(works: Sequence[Work], rounds: int) -> Iterator[dict]:
     """Each implementation in turns, with the bytes that must move: the images in, the gradient out.
 
-    On a GPU also the bandwidth of a copy, to compare with, and enough images in turns that none is still in a cache.
+    On a GPU also the stages as XLA fuses them if it may, the bandwidth of a copy, to compare with, and enough images in
+    turns that none is still in a cache.
     """
+    kept_apart = contextlib.nullcontext
+    variants = {"stencil": ("stencil", kept_apart), "conv": ("conv", kept_apart)}
     if on_gpu():
+        variants["stencil, fused by XLA"] = ("stencil", _fused_by_xla)
         yield {"implementation": "copy", "bytes": 2 * COPIED_BYTES} | _copy(rounds)._asdict()
     for work in works:
         sets = _image_sets(work)
-        calls = {name: _cycling(ours(work.metric, implementation=name), sets) for name in IMPLEMENTATIONS}
-        racing = {name: contestants(calls[name], Jax()) for name in calls}
+        racing = {}
+        for name, (implementation, stages) in variants.items():
+            with stages():
+                racing[name] = contestants(_cycling(ours(work.metric, implementation=implementation), sets), Jax())
         for which in PASSES:
             moved = work.input_bytes * (1 if which == "forward" else 1.5)
             for name, timing in take_turns({name: racing[name][which] for name in racing}, rounds).items():
                 described = {"work": work.name, "pass": which, "implementation": name, "bytes": moved}
                 yield described | timing._asdict()
+
+
+@contextlib.contextmanager
+def _fused_by_xla():
+    """Programs compiled meanwhile leave the choice of what to fuse to XLA."""
+    jax.clear_caches()
+    with mock.patch.object(_stencil.Stencil, "run", lambda stencil, stage, *args: stage(stencil, *args)):
+        yield
+    jax.clear_caches()
 
 
 def _copy(rounds: int):
@@ -98,9 +115,10 @@ def _image_sets(work: Work) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _cycling(function, sets) -> Calls:
-    """Calls with one pair after the other; the compiled functions are the same for all."""
-    forward, value_and_grad = jax.jit(function), jax.jit(jax.value_and_grad(function))
-    pairs = itertools.cycle([tuple(jnp.asarray(image) for image in images) for images in sets])
+    """Calls with one pair after the other, compiled here and now."""
+    sets = [tuple(jnp.asarray(image) for image in images) for images in sets]
+    forward, value_and_grad = (jax.jit(f).lower(*sets[0]).compile() for f in (function, jax.value_and_grad(function)))
+    pairs = itertools.cycle(sets)
     return Calls(lambda: forward(*next(pairs)), lambda: value_and_grad(*next(pairs)))
 
 

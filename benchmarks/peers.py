@@ -53,6 +53,10 @@ class Numpy:
         """The most memory the process ever held."""
         return process_peak_bytes()
 
+    def device(self) -> str:
+        """Where it runs."""
+        return "cpu"
+
 
 class Jax(Numpy):
     """Functions that are compiled."""
@@ -71,6 +75,9 @@ class Jax(Numpy):
     def peak_bytes(self) -> int:
         """On an accelerator, of its memory."""
         return jax.devices()[0].memory_stats()["peak_bytes_in_use"] if on_gpu() else super().peak_bytes()
+
+    def device(self) -> str:
+        return jax.default_backend()
 
 
 class Torch(Numpy):
@@ -106,6 +113,7 @@ class Torch(Numpy):
     def _torch(self):
         import torch
 
+        torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU, too, or its values differ by more than 1e-5
         return torch
 
     def device(self) -> str:
@@ -221,7 +229,11 @@ def _monai():
 def _dm_pix():
     import dm_pix
 
-    return {("ssim", 2): lambda a, b: dm_pix.ssim(a, b).mean()}
+    def ssim(a, b):
+        with jax.default_matmul_precision("highest"):  # as for PyTorch
+            return dm_pix.ssim(a, b).mean()
+
+    return {("ssim", 2): ssim}
 
 
 def _scikit_image():

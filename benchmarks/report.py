@@ -165,7 +165,7 @@ def implementations(records: Records) -> Table:
         row = [r.get("work", "1 GiB"), r.get("pass", ""), r["implementation"], milliseconds(r["median"]), _quartiles(r)]
         if copies:
             bandwidth, best = (x["bytes"] / x["median"] for x in (r, copies[0]))
-            row += [f"{bandwidth / 1e9:,.0f}", f"{100 * bandwidth / best:.0f} %"]
+            row += [f"{bandwidth / 1e9:,.0f}", f"{100 * bandwidth / best:.1f} %"]
         rows.append(row)
     headings = ["work", "pass", "implementation", "median, ms", "quartiles, ms"]
     notes = []

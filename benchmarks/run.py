@@ -22,7 +22,7 @@ import comparison
 import jax
 import ours
 import report
-from peers import OURS, PEERS, Library, Torch
+from peers import OURS, PEERS, Library, Torch, on_gpu
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from works import FULL, QUICK, Plan
@@ -46,7 +46,7 @@ def reason_missing(library: Library) -> str | None:
         library.functions  # noqa: B018
     except ImportError as error:
         return str(error)
-    return None
+    return "runs on the CPU" if on_gpu() and library.runtime.device() == "cpu" else None
 
 
 def frameworks() -> list[dict]:
@@ -119,6 +119,7 @@ def parse(names: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small images and two rounds: to see that it works")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the report")
     parser.add_argument("--works", nargs="+", default=[""], metavar="TEXT", help="only works so named, as 'MS-SSIM 8x'")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"samples of each time, at most: {FULL.rounds}")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION", help=", ".join(names))
     return parser.parse_args()
 
@@ -128,12 +129,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of the other libraries, about each other
     console = Console(width=None if sys.stdout.isatty() else 120)
     plan = chosen_works(QUICK if arguments.quick else FULL, arguments.works)
+    plan = plan._replace(rounds=arguments.rounds or plan.rounds)
     peers, records = installed(PEERS)
     _, own = installed((OURS,))
     results = {"machine": machine(), "libraries": own + records + frameworks()}
     console.print(*(f"{key}: {value}" for key, value in results["machine"].items()), "", sep="\n")
     report.show("libraries", results["libraries"], console)
 
+    written = []
     for name, section in sections(plan, peers).items():
         if name not in arguments.only:
             continue
@@ -142,11 +145,12 @@ def main() -> None:
         if collected:
             results[name] = collected
             report.show(name, collected, console)
+            written = report.write(results, arguments.output)  # so that a run that is interrupted leaves a report
         console.print(f"{name}: {time.perf_counter() - start:.0f} s\n")
         if name == "check" and not all(record["agrees"] for record in collected):
             sys.exit("The libraries do not agree, see the table: comparing their speed would mean nothing.")
 
-    console.print("Written:", *report.write(results, arguments.output))
+    console.print("Written:", *written)
 
 
 if __name__ == "__main__":

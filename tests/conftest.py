@@ -5,6 +5,7 @@ import importlib.util
 import jax
 import pytest
 from compat import enable_x64
+from jax.sharding import AxisType
 
 from jax_msssim import _stencil
 
@@ -32,6 +33,16 @@ def implementation(request):
 def x64():
     with enable_x64(True):
         yield
+
+
+@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def mesh(request):
+    """Eight devices, to lay a batch over."""
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices")
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(request.param,))
+    with jax.set_mesh(mesh):
+        yield mesh
 
 
 @pytest.fixture

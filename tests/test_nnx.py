@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import nnx
 from images import random_pair
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from test_sharding import over_batch
 
 import jax_msssim
 from jax_msssim.nnx import DSSIM, MSSSIM, SSIM
@@ -35,14 +35,6 @@ def pair(*batch, seed=0):
 
 def ssim_of(a, b, **options):
     return np.asarray(jax_msssim.ssim(a, b, **SMALL, **options), np.float64)
-
-
-@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def on_mesh(request):
-    """Shards the first axis over eight devices."""
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(request.param,))
-    with jax.set_mesh(mesh):
-        yield lambda *arrays: jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("batch")))
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -234,10 +226,10 @@ def test_equal_options_share_a_compiled_program():
     assert len(compilations) == 1
 
 
-def test_sharded_batch(on_mesh):
+def test_sharded_batch(mesh):
     a, b = pair(8)
     mask = np.arange(8) < 5
-    images = on_mesh(a, b, mask)
+    images = over_batch(mesh, a, b, mask)
     metric = SSIM(**SMALL)
     update = jax.jit(lambda metric, a, b, mask: (metric.update(predictions=a, targets=b, mask=mask), metric)[1])
     text = update.lower(metric, *images).compile().as_text()
