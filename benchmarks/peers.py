@@ -86,7 +86,7 @@ class Torch(Numpy):
     name = "PyTorch"
 
     def calls(self, function: Function, images) -> Calls:
-        torch = self._torch()
+        torch = _torch()
         a, b = (torch.from_numpy(np.moveaxis(image, -1, 1).copy()).to(self.device()) for image in images)
         a.requires_grad_()
 
@@ -102,22 +102,24 @@ class Torch(Numpy):
 
     def wait(self, result) -> None:
         if self.device() == "cuda":
-            self._torch().cuda.synchronize()
+            _torch().cuda.synchronize()
 
     def to_numpy(self, gradient) -> np.ndarray:
         return np.moveaxis(gradient.cpu().numpy(), 1, -1)
 
     def peak_bytes(self) -> int:
-        return self._torch().cuda.max_memory_allocated() if self.device() == "cuda" else super().peak_bytes()
-
-    def _torch(self):
-        import torch
-
-        torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU, too, or its values differ by more than 1e-5
-        return torch
+        return _torch().cuda.max_memory_allocated() if self.device() == "cuda" else super().peak_bytes()
 
     def device(self) -> str:
-        return "cuda" if on_gpu() and self._torch().cuda.is_available() else "cpu"
+        return "cuda" if on_gpu() and _torch().cuda.is_available() else "cpu"
+
+
+@functools.cache
+def _torch():
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU, too, or its values differ by more than 1e-5
+    return torch
 
 
 @dataclass(frozen=True)

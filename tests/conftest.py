@@ -35,11 +35,15 @@ def x64():
         yield
 
 
-@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def mesh(request):
-    """Eight devices, to lay a batch over."""
+@pytest.fixture
+def eight_devices():
     if jax.device_count() < 8:
         pytest.skip("needs eight devices")
+
+
+@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def mesh(request, eight_devices):
+    """Eight devices, to lay a batch over."""
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(request.param,))
     with jax.set_mesh(mesh):
         yield mesh

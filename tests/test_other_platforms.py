@@ -26,11 +26,13 @@ def off_cpu():
     def chosen(stencil, function, *arrays):
         return function(stencil._replace(on_cpu=False), *arrays)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_stencil.Stencil, "per_platform", chosen)
-        jax.clear_caches()
-        yield
     jax.clear_caches()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_stencil.Stencil, "per_platform", chosen)
+            yield
+    finally:
+        jax.clear_caches()
 
 
 def assert_same_both_ways(function, *arrays):
@@ -83,10 +85,11 @@ def test_a_sharded_batch_stays_put(mesh):
         check(mesh, value_and_gradients(function_of("ms_ssim")), *pair(8, 9, 10, 1))
 
 
-@pytest.mark.parametrize(("platform", "apart"), [("cpu", 0), ("cuda", 1), ("tpu", 1)])
-def test_each_platform_has_its_own_stages(platform, apart):
-    # Everywhere but on a CPU a barrier comes after every stage: five scales of four passes and one map each.
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_each_platform_has_its_own_stages(platform):
+    # Everywhere but on a CPU a barrier comes after every stage. Each of five scales has six: changes and two passes
+    # along rows, changes along columns, the map and its sum.
     image = jax.ShapeDtypeStruct((176, 176, 1), jnp.float32)
     text = export.export(jax.jit(ms_ssim), platforms=[platform])(image, image).mlir_module()
     barriers = len(re.findall("optimization_barrier", text))
-    assert barriers >= 25 if apart else barriers == 0
+    assert barriers == 0 if platform == "cpu" else barriers >= 30

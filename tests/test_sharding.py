@@ -17,7 +17,7 @@ SHAPE = (8, 9, 10, 1)
 # Programs for one image and for eight order the same float32 sums otherwise; a gradient sums hundreds of such terms.
 VALUE, GRADIENT = 2e-6, 1e-5
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+pytestmark = pytest.mark.usefixtures("eight_devices")
 
 
 def over_batch(mesh, *arrays):
