@@ -7,17 +7,12 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-import numpy as np
 from rich.progress import track
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 import peers  # noqa: E402
-from test_conventions import PAIRS  # noqa: E402
-
-import jax_msssim  # noqa: E402
-from jax_msssim import conventions  # noqa: E402
 
 PACKAGES = {
     "piq": "piq",
@@ -32,20 +27,12 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
 
 def largest_difference(peer: peers.Peer) -> float:
     """Over the pairs of images and both implementations."""
-    arguments = getattr(conventions.ALL[peer.convention], peer.metric)
-    ours = getattr(jax_msssim, peer.metric)
-    differences = []
-    for make in PAIRS.values():
-        a, b = (x.astype(np.float32) for x in make())
-        theirs = peers.value(peer, a, b)
-        differences += [abs(float(ours(a, b, implementation=i, **arguments)) - theirs) for i in ("stencil", "conv")]
-    return max(differences)
+    return max(max(peers.differences(peer, *make()).values()) for make in peers.PAIRS.values())
 
 
 def row(peer: peers.Peer) -> str:
     """One line of the table."""
-    arguments = getattr(conventions.ALL[peer.convention], peer.metric)
-    options = ", ".join(f"`{name}={shown(value)}`" for name, value in arguments.items()) or "defaults"
+    options = ", ".join(f"`{name}={shown(value)}`" for name, value in peer.arguments().items()) or "defaults"
     try:
         difference = f"{largest_difference(peer):.1e}"
         version = " " + importlib.metadata.version(PACKAGES.get(peer.module, peer.module))

@@ -1,30 +1,39 @@
 """Losses in Optax's convention: ``(predictions, targets, *, ...)``, one value per image, never reduced."""
 
-import functools
-from typing import Unpack, cast
+from __future__ import annotations
+
+from typing import Literal, Unpack, cast
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from jax_msssim._checks import (
+from jax_msssim._checks import Array, check_option, check_unit_interval
+from jax_msssim._means import mean_positions
+from jax_msssim._ms_ssim import log_ms_ssim, one_minus_ms_ssim
+from jax_msssim._options import (
     Images,
     LocalOptions,
+    MSSSIMOptions,
+    Negative,
     Options,
     PyramidOptions,
     SSIMOptions,
-    check_option,
-    check_unit_interval,
+    evaluate,
     prepare,
+    prepare_ms_ssim,
 )
-from jax_msssim._ms_ssim import Pyramid, log_ms_ssim, one_minus_ms_ssim, prepare_ms_ssim
-from jax_msssim._pyramid import mean_positions
+from jax_msssim._scales import Padding
+from jax_msssim._signatures import takes
 from jax_msssim._single_resolution import SINGLE_RESOLUTION_OPTIONS, single_resolution
-from jax_msssim._ssim import mean_dissimilarity
+from jax_msssim._ssim import dissimilarity
 
+Form = Literal["pyramid", "single_resolution"]
 _NAMES = ("predictions", "targets")
 
 
+@takes(prepare)
 def ssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Array:
     """``1 - SSIM``, from 0 for equal images to 2.
 
@@ -51,9 +60,10 @@ def ssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSIM
       Zhao et al., `Loss functions for image restoration with neural networks
       <https://arxiv.org/abs/1511.08861>`_, 2017, section III-B.
     """
-    return _ssim_loss(*prepare(predictions, targets, names=_NAMES, **options))
+    return evaluate(dissimilarity, *prepare(_NAMES, predictions, targets, **options))
 
 
+@takes(prepare)
 def dssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Array:
     """D-SSIM, the structural dissimilarity ``(1 - SSIM) / 2``, from 0 for equal images to 1.
 
@@ -78,16 +88,17 @@ def dssim_loss(predictions: ArrayLike, targets: ArrayLike, **options: Unpack[SSI
       Godard et al., `Unsupervised monocular depth estimation with left-right consistency
       <https://arxiv.org/abs/1609.03677>`_, 2017, equation 2.
     """
-    return _dssim_loss(*prepare(predictions, targets, names=_NAMES, **options))
+    return evaluate(half_dissimilarity, *prepare(_NAMES, predictions, targets, **options))
 
 
+@takes(prepare_ms_ssim)
 def ms_ssim_loss(
-    predictions: ArrayLike, targets: ArrayLike, *, negative: str = "soft", **options: Unpack[PyramidOptions]
+    predictions: ArrayLike, targets: ArrayLike, *, negative: Negative = "soft", **options: Unpack[PyramidOptions]
 ) -> jax.Array:
     """``1 - MS-SSIM``, from 0 for equal images to 1.
 
-    Where images are unlike (a mean below 0.01), MS-SSIM itself is 0 with no gradient, or has an infinite
-    one. ``negative="soft"`` is the same function wherever every mean is above 0.01 and leads back from there.
+    Where images are unlike (a mean below 0.01), MS-SSIM itself is 0 with no gradient, or has an infinite one.
+    ``negative="soft"`` is the same function wherever every mean is above 0.01 and leads back from there.
 
     Args:
       predictions: images of shape ``[..., H, W, C]``, as for :func:`ms_ssim`.
@@ -114,11 +125,12 @@ def ms_ssim_loss(
       Zhao et al., `Loss functions for image restoration with neural networks
       <https://arxiv.org/abs/1511.08861>`_, 2017, section III-C.
     """
-    return _ms_ssim_loss(*prepare_ms_ssim(predictions, targets, names=_NAMES, negative=negative, **options))
+    return evaluate(one_minus_ms_ssim, *prepare_ms_ssim(_NAMES, predictions, targets, negative=negative, **options))
 
 
+@takes(prepare_ms_ssim)
 def log_ms_ssim_loss(
-    predictions: ArrayLike, targets: ArrayLike, *, negative: str = "soft", **options: Unpack[PyramidOptions]
+    predictions: ArrayLike, targets: ArrayLike, *, negative: Negative = "soft", **options: Unpack[PyramidOptions]
 ) -> jax.Array:
     """``-log MS-SSIM``, from 0 for equal images, unbounded but finite.
 
@@ -152,15 +164,16 @@ def log_ms_ssim_loss(
             'negative="relu" makes MS-SSIM 0 for unlike images and its logarithm infinite: '
             'use "soft" (the default) or "shift".'
         )
-    return _log_ms_ssim_loss(*prepare_ms_ssim(predictions, targets, names=_NAMES, negative=negative, **options))
+    return evaluate(minus_log_ms_ssim, *prepare_ms_ssim(_NAMES, predictions, targets, negative=negative, **options))
 
 
+@takes(prepare)
 def ssim_l1_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
     *,
     weight: ArrayLike = 0.2,
-    padding: str = "same",
+    padding: Padding = "same",
     **options: Unpack[LocalOptions],
 ) -> jax.Array:
     """``(1 - weight) L1 + weight (1 - SSIM)``, the loss of 3D Gaussian Splatting.
@@ -192,17 +205,18 @@ def ssim_l1_loss(
       <https://arxiv.org/abs/2308.04079>`_, 2023, equation 7.
     """
     weight = check_unit_interval("weight", weight)
-    images, static = prepare(predictions, targets, names=_NAMES, padding=padding, **options)
-    return _ssim_l1_loss(images, weight.astype(static.dtype), static)
+    static, images = prepare(_NAMES, predictions, targets, padding=padding, **options)
+    return evaluate(l1_and_dissimilarity, static, images, weight.astype(static.dtype))
 
 
+@takes(prepare_ms_ssim)
 def ms_ssim_l1_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
     *,
     alpha: ArrayLike = 0.84,
-    form: str = "pyramid",
-    negative: str = "soft",
+    form: Form = "pyramid",
+    negative: Negative = "soft",
     **options: Unpack[PyramidOptions],
 ) -> jax.Array:
     """``alpha (1 - MS-SSIM) + (1 - alpha) L1``, the mix of Zhao et al.
@@ -213,15 +227,15 @@ def ms_ssim_l1_loss(
     Args:
       predictions: images of shape ``[..., H, W, C]``, as for :func:`ms_ssim`.
       targets: images of the same shape.
-      alpha: the share of MS-SSIM, between 0 and 1; a number, or a traced scalar. The paper gives 0.84; the code
-        that its authors published has 0.025.
-      form: ``"pyramid"`` is MS-SSIM as everywhere here, with plain L1. ``"single_resolution"`` is the paper's:
-        in place of scales, windows of sigma 0.5, 1, 2, 4 and 8 at full resolution with zeros around the image,
-        the product of contrast-structure in all of them and luminance in the widest at every pixel, and L1
-        weighted by that window (kornia's ``MS_SSIMLoss``, there times 200). Images of any size will do.
+      alpha: the share of MS-SSIM, between 0 and 1; a number, or a traced scalar. The paper gives 0.84; the code that
+        its authors published has 0.025.
+      form: ``"pyramid"`` is MS-SSIM as everywhere here, with plain L1. ``"single_resolution"`` is the paper's: in place
+        of scales, windows of sigma 0.5, 1, 2, 4 and 8 at full resolution with zeros around the image, the product of
+        contrast-structure in all of them and luminance in the widest at every pixel, and L1 weighted by that window
+        (kornia's ``MS_SSIMLoss``, there times 200). Images of any size will do.
       negative: ``"soft"``, ``"shift"`` or ``"relu"``, as for :func:`ms_ssim`; of ``"pyramid"``.
-      **options: the other keyword arguments of :func:`ms_ssim`. ``"single_resolution"`` takes ``max_val``,
-        ``k1``, ``k2``, ``where``, ``min_coverage``, ``spatial_ndim`` and ``implementation``.
+      **options: the other keyword arguments of :func:`ms_ssim`. ``"single_resolution"`` takes ``max_val``, ``k1``,
+        ``k2``, ``where``, ``min_coverage``, ``spatial_ndim`` and ``implementation``.
 
     Returns:
       One loss per image, shape ``[...]``.
@@ -242,65 +256,54 @@ def ms_ssim_l1_loss(
       Zhao et al., `Loss functions for image restoration with neural networks
       <https://arxiv.org/abs/1511.08861>`_, 2017, section III-D.
     """
-    check_option("form", form, ("pyramid", "single_resolution"))
+    check_option("form", form, Form)
     alpha = check_unit_interval("alpha", alpha)
     if form == "pyramid":
-        images, weights, static, pyramid = prepare_ms_ssim(
-            predictions, targets, names=_NAMES, negative=negative, **options
-        )
-        return _ms_ssim_l1_loss(images, alpha.astype(static.dtype), weights, static, pyramid)
+        static, images, weights = prepare_ms_ssim(_NAMES, predictions, targets, negative=negative, **options)
+        return evaluate(l1_and_one_minus_ms_ssim, static, images, alpha.astype(static.local.dtype), weights)
     unknown = sorted(options.keys() - SINGLE_RESOLUTION_OPTIONS) + ["negative"] * (negative != "soft")
     if unknown:
         raise ValueError(
             f'form="single_resolution" has its own windows and no scales: {", ".join(unknown)} cannot be given. '
             f"It takes {', '.join(sorted(SINGLE_RESOLUTION_OPTIONS))}."
         )
-    images, static = prepare(predictions, targets, names=_NAMES, **cast(LocalOptions, options | {"padding": "same"}))
-    return _single_resolution_loss(images, alpha.astype(static.dtype), static)
+    static, images = prepare(_NAMES, predictions, targets, padding="same", **cast(LocalOptions, options))
+    return evaluate(l1_and_single_resolution, static, images, alpha.astype(static.dtype))
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _ssim_loss(images: Images, options: Options):
-    return mean_dissimilarity(images, options)
+def half_dissimilarity(options: Options, images: Images) -> jax.Array:
+    """D-SSIM per image."""
+    return dissimilarity(options, images) / 2
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _dssim_loss(images: Images, options: Options):
-    return mean_dissimilarity(images, options) / 2
-
-
-@functools.partial(jax.jit, static_argnames=("options", "pyramid"))
-def _ms_ssim_loss(images, power_factors, options, pyramid):
-    return one_minus_ms_ssim(images, power_factors, options, pyramid)
-
-
-@functools.partial(jax.jit, static_argnames=("options", "pyramid"))
-def _log_ms_ssim_loss(images, power_factors, options, pyramid):
-    logs = log_ms_ssim(images, power_factors, options, pyramid)
-    # -log(mean(exp(logs))), accurate both where it is near 0 and where exp underflows.
-    largest = jax.lax.stop_gradient(logs.max(-1, keepdims=True))
+def minus_log_ms_ssim(options: MSSSIMOptions, images: Images, power_factors: jax.Array) -> jax.Array:
+    """``-log(mean(exp(logs)))`` over channels, accurate both where it is near 0 and where exp underflows."""
+    logs = log_ms_ssim(options, images, power_factors)
+    largest = lax.stop_gradient(logs.max(-1, keepdims=True))
     return -(largest[..., 0] + jnp.log1p(jnp.expm1(logs - largest).mean(-1)))
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _ssim_l1_loss(images: Images, weight, options: Options):
-    return (1 - weight) * mean_l1(images, options) + weight * mean_dissimilarity(images, options)
+def l1_and_dissimilarity(options: Options, images: Images, weight: jax.Array) -> jax.Array:
+    """The mix of 3D Gaussian Splatting."""
+    return (1 - weight) * mean_l1(options, images) + weight * dissimilarity(options, images)
 
 
-@functools.partial(jax.jit, static_argnames=("options", "pyramid"))
-def _ms_ssim_l1_loss(images: Images, alpha, power_factors, options: Options, pyramid: Pyramid):
-    dissimilarity = one_minus_ms_ssim(images, power_factors, options, pyramid)
-    return alpha * dissimilarity + (1 - alpha) * mean_l1(images, options)
+def l1_and_one_minus_ms_ssim(
+    options: MSSSIMOptions, images: Images, alpha: jax.Array, power_factors: jax.Array
+) -> jax.Array:
+    """The mix of Zhao et al. on the pyramid."""
+    loss = one_minus_ms_ssim(options, images, power_factors)
+    return alpha * loss + (1 - alpha) * mean_l1(options.local, images)
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _single_resolution_loss(images: Images, alpha, options: Options):
+def l1_and_single_resolution(options: Options, images: Images, alpha: jax.Array) -> jax.Array:
+    """The mix of Zhao et al. at one resolution."""
     with jax.named_scope("jax_msssim.single_resolution"):
-        dissimilarity, l1_weights = single_resolution(images, options)
-        return alpha * dissimilarity + (1 - alpha) * mean_l1(images, options, l1_weights)
+        loss, l1_weights = single_resolution(options, images)
+        return alpha * loss + (1 - alpha) * mean_l1(options, images, l1_weights)
 
 
-def mean_l1(images: Images, options: Options, weights=None) -> jax.Array:
+def mean_l1(options: Options, images: Images, weights: Array | None = None) -> jax.Array:
     """The mean of ``|a - b| / max_val`` over the valid pixels and the channels of each image."""
     a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
     valid = None if images.where is None else jnp.broadcast_to(jnp.asarray(images.where), a.shape)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_msssim import _pyramid
-from jax_msssim._checks import Images, Options
-from jax_msssim._ssim import LOCAL, first_scale
+from jax_msssim._means import mean_positions, spatial_axes
+from jax_msssim._options import Images, Options
+from jax_msssim._scales import padded
+from jax_msssim._ssim import IMPLEMENTATIONS, first_scale
 from jax_msssim._windows import gaussian_window
 
 SIGMAS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -19,25 +20,25 @@ SINGLE_RESOLUTION_OPTIONS = frozenset(
 )
 
 
-def single_resolution(images: Images, options: Options) -> tuple[jax.Array, np.ndarray]:
+def single_resolution(options: Options, images: Images) -> tuple[jax.Array, np.ndarray]:
     """The mean dissimilarity per image, and what the widest window weighs each pixel with, ``[*spatial, 1]``."""
-    local, spatial_ndim = LOCAL[options.implementation], options.window.spatial_ndim
-    scale, c1, c2 = first_scale(images, options)
+    implementation, spatial_ndim = IMPLEMENTATIONS[options.implementation], options.window.spatial_ndim
+    first, constants = first_scale(options, images)
     dissimilarity = jnp.zeros((), options.dtype)
-    taps, window, padded = (), options.window, scale
+    taps, window, scale = (), options.window, first
     for sigma in SIGMAS:
         radius = min(RADIUS, round(8 * sigma))  # beyond 8 sigmas a tap is below 1e-14
         taps = tuple(gaussian_window(2 * radius + 1, sigma).tolist())
         window = window._replace(taps=taps)
-        padded = _pyramid.padded(scale, "same", window)
+        scale = padded(first, "same", window)
         term = "similarity" if sigma == SIGMAS[-1] else "contrast_structure"
-        one_more = local.term_map(term, padded, c1, c2, window)
+        one_more = implementation.term_map(term, scale, constants, window)
         dissimilarity = dissimilarity + one_more - dissimilarity * one_more  # 1 - (1 - x)(1 - y)
-    axes = _pyramid.spatial_axes(dissimilarity, spatial_ndim)
-    mean = _pyramid.mean_positions(dissimilarity, local.counted(padded, window), axes)
+    axes = spatial_axes(dissimilarity, spatial_ndim)
+    mean = mean_positions(dissimilarity, implementation.counted(scale, window), axes)
     # What the widest window around every pixel, cut off at the borders, weighs each pixel with in all.
     weights = np.ones((1,) * (spatial_ndim + 1))
-    for axis, size in enumerate(scale.images[0].shape[-spatial_ndim - 1 : -1]):
+    for axis, size in enumerate(first.images[0].shape[-spatial_ndim - 1 : -1]):
         inside = np.convolve(np.ones(size), taps)[RADIUS : RADIUS + size]
         weights = weights * inside.reshape([-1 if i == axis else 1 for i in range(spatial_ndim + 1)])
     return mean.mean(-1), weights.astype(options.dtype)

@@ -2,25 +2,32 @@ r"""The terms of SSIM at one position, from local means and variances.
 
 With ``s = a + b`` and ``d = a - b``, ``M`` the local means and ``V`` the local variances,
 
-    l  = (2 Ma Mb + C1) / (Ma^2 + Mb^2 + C1) = 1 - 2 Md^2 / (Ms^2 + Md^2 + 2 C1)
-    cs = (2 Cab   + C2) / (Va   + Vb   + C2) = 1 - 2 Vd   / (Vs   + Vd   + 2 C2)
+    l  = (2 Ma Mb + C1) / (Ma^2 + Mb^2 + C1) = 1 - 2 Md^2 / (Ms^2 + Md^2 + 2 C1) cs = (2 Cab   + C2) / (Va   + Vb   +
+    C2) = 1 - 2 Vd   / (Vs   + Vd   + 2 C2)
 
-which is the papers' definition (Wang et al. 2004, equations 6 and 13) with ``Vs - Vd = 4 Cab`` and
-``Vs + Vd = 2 (Va + Vb)``. The right-hand form says more to a computer: a covariance, which is a
-difference of large numbers, is gone; what is left is a ratio of non-negative numbers that is exactly 0
-for identical images and keeps its relative accuracy as they approach each other. So the library carries
-the *dissimilarities* ``1 - l``, ``1 - cs`` and ``1 - l cs`` and subtracts from 1 once, at the very end.
+which is the papers' definition (Wang et al. 2004, equations 6 and 13) with ``Vs - Vd = 4 Cab`` and ``Vs + Vd = 2 (Va +
+Vb)``. The right-hand form says more to a computer: a covariance, which is a difference of large numbers, is gone; what
+is left is a ratio of non-negative numbers that is exactly 0 for identical images and keeps its relative accuracy as
+they approach each other. So the library carries the *dissimilarities* ``1 - l``, ``1 - cs`` and ``1 - l cs`` and
+subtracts from 1 once, at the very end.
 
 Where next to nothing is left of 1, as for black against white, that subtraction has few digits, and a power of 0.13
 makes them felt (1e-5 of MS-SSIM). For that case there is the ``product`` of ``l`` and ``cs`` itself.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
-TERMS = ("luminance", "contrast_structure", "similarity")
+Term = Literal["luminance", "contrast_structure", "similarity", "product"]
+TERMS: tuple[Term, ...] = ("luminance", "contrast_structure", "similarity")
+
+
+class Constants(NamedTuple):
+    """``C1`` and ``C2``, one for each image."""
+
+    c1: jax.Array
+    c2: jax.Array
 
 
 class Means(NamedTuple):
@@ -31,6 +38,11 @@ class Means(NamedTuple):
     sum: jax.Array
     difference: jax.Array
 
+    @classmethod
+    def of(cls, s: jax.Array, d: jax.Array, centre_a: jax.Array, centre_b: jax.Array) -> "Means":
+        """From those of the sum and the difference, less those of the centres."""
+        return cls(centre_a + (s + d) / 2, centre_b + (s - d) / 2, (centre_a + centre_b) + s, (centre_a - centre_b) + d)
+
 
 class Variances(NamedTuple):
     """Local variances of the sum and of the difference of two images."""
@@ -39,25 +51,22 @@ class Variances(NamedTuple):
     difference: jax.Array
 
 
-def value_of(term: str, means: Callable[[], Means], variances: Variances, c1: jax.Array, c2: jax.Array) -> jax.Array:
-    """``1 - l``, ``1 - cs`` or ``1 - l cs`` at every position, by the term's name; ``"product"`` is ``l cs``.
-
-    ``means`` is called for those with ``l``.
-    """
+def value_of(term: Term, means: Means, variances: Variances, constants: Constants) -> jax.Array:
+    """``1 - l``, ``1 - cs`` or ``1 - l cs`` at every position, by the term's name; ``"product"`` is ``l cs``."""
     if term != "product":
-        return _ratio(*fraction_of(term, means, variances, c1, c2))
-    mean = means()
-    l = _ratio(2 * mean.a * mean.b + c1, mean.a**2 + mean.b**2 + c1)  # noqa: E741
+        return _ratio(*fraction_of(term, means, variances, constants))
+    c1, c2 = constants
+    l = _ratio(2 * means.a * means.b + c1, means.a**2 + means.b**2 + c1)  # noqa: E741
     return l * _ratio(_common(variances, c2), _contrast(variances, c2))
 
 
-def fraction_of(term: str, means: Callable[[], Means], variances: Variances, c1: jax.Array, c2: jax.Array):
+def fraction_of(term: Term, means: Means, variances: Variances, constants: Constants) -> tuple[jax.Array, jax.Array]:
     """Numerator and denominator of :func:`value_of`, for all terms but the product."""
+    c1, c2 = constants
     contrast = _contrast(variances, c2)
     if term == "contrast_structure":
         return 2 * variances.difference, contrast
-    mean = means()
-    luminance = 2 * mean.difference**2, mean.sum**2 + mean.difference**2 + 2 * c1
+    luminance = 2 * means.difference**2, means.sum**2 + means.difference**2 + 2 * c1
     if term == "luminance":
         return luminance
     # (1 - cs) + cs (1 - l), in one division

@@ -1,11 +1,14 @@
 """One-dimensional windows: the weights of every local statistic, applied along each spatial axis."""
 
+from __future__ import annotations
+
 import functools
 import math
-import numbers
 from typing import NamedTuple
 
 import numpy as np
+
+from jax_msssim._checks import check_odd, check_positive, check_static
 
 
 class Window(NamedTuple):
@@ -27,19 +30,12 @@ class Window(NamedTuple):
         centre = len(self.taps) // 2
         return max(range(len(self.taps)), key=lambda i: (self.taps[i], -abs(i - centre)))
 
-    @property
-    def weights_of_changes(self) -> tuple[float, ...]:
-        """The mean less the pivot as a sum of the changes from each sample to the next: what lies beyond each."""
-        after = [math.fsum(self.taps[i + 1 :]) for i in range(self.pivot, self.halo)]
-        before = [-math.fsum(self.taps[: i + 1]) for i in range(self.pivot)]
-        return (*before, *after)
-
 
 def gaussian_window(size: int, sigma: float) -> np.ndarray:
     r"""Samples of a Gaussian at integer positions, centred, summing to 1.
 
-    The window of the papers is the outer product of this one with itself, which is
-    why every function of this library filters one axis after another.
+    The window of the papers is the outer product of this one with itself, which is why every function of this library
+    filters one axis after another.
 
     Args:
       size: number of taps, odd and at least 1. The papers use 11.
@@ -118,41 +114,3 @@ def resolve_window(window, filter_size, filter_sigma) -> tuple[float, ...]:
 @functools.lru_cache
 def _gaussian_taps(size: int, sigma: float) -> tuple[float, ...]:
     return tuple(gaussian_window(size, sigma).tolist())
-
-
-def check_static(name: str, value) -> np.ndarray:
-    """``value`` as float64 NumPy; a traced value cannot shape a compiled program, so it is refused."""
-    try:
-        return np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name} must be plain Python or NumPy numbers, known before compilation, got {type(value).__name__}. "
-            "If it comes from an argument of a jitted function, mark that argument static."
-        ) from error
-
-
-def check_positive(name: str, value) -> float:
-    """``value`` as a Python float above 0."""
-    number = check_static(name, value)
-    if number.ndim != 0:
-        raise TypeError(f"{name} must be one number, got an array of shape {list(number.shape)}.")
-    if not 0 < number < np.inf:
-        raise ValueError(f"{name} must be above 0 and finite, got {value!r}.")
-    return float(number)
-
-
-def check_count(name: str, value) -> int:
-    """``value`` as a Python int, at least 1."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a Python int, known before compilation, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
-    return int(value)
-
-
-def check_odd(name: str, value) -> int:
-    """``value`` as an odd Python int, at least 1."""
-    value = check_count(name, value)
-    if value % 2 == 0:
-        raise ValueError(f"{name} must be odd, so that a window has a centre pixel, got {value}.")
-    return value

@@ -1,19 +1,21 @@
 """SSIM, MS-SSIM and D-SSIM as metrics of Flax NNX: the mean over all images seen, kept on the device.
 
-They need Flax: ``pip install "jax_msssim[flax]"``. Each is an ``nnx.Metric``, alone or in an ``nnx.MultiMetric``
-beside others, whose keyword arguments it ignores. Under ``nnx.jit`` it is an argument, as a model is. Of a batch
-sharded over devices only the values, one per image, move between them. It is a pytree, too: ``jax.jit`` can take
-and return it, and the ``TrainState`` of Flax Linen can hold it,
+They need Flax: ``pip install "jax_msssim[flax]"``. Each is an ``nnx.Metric``, alone or in an ``nnx.MultiMetric`` beside
+others, whose keyword arguments it ignores. Under ``nnx.jit`` it is an argument, as a model is. Of a batch sharded over
+devices only the values, one per image, move between them. It is a pytree, too: ``jax.jit`` can take and return it, and
+the ``TrainState`` of Flax Linen can hold it,
 
 >>> from flax.training import train_state
 >>> class TrainState(train_state.TrainState):
 ...     metric: nnx.Metric
 
-made by ``TrainState.create(metric=MSSSIM(), ...)``; the jitted step calls ``state.metric.update(...)`` and returns
-the state. For clu no class is needed::
+made by ``TrainState.create(metric=MSSSIM(), ...)``; the jitted step calls ``state.metric.update(...)`` and returns the
+state. For clu no class is needed::
 
     MSSSIM = clu.metrics.Average.from_fun(lambda predictions, targets, **_: jax_msssim.ms_ssim(predictions, targets))
 """
+
+from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -29,13 +31,14 @@ try:
 except ImportError as error:
     raise ImportError('jax_msssim.nnx needs Flax 0.12.6 or newer: pip install "jax_msssim[flax]".') from error
 
-from jax_msssim._checks import Array, PyramidOptions, SSIMOptions, as_array, prepare
+from jax_msssim._checks import Array, as_array, check_positive, check_static
 from jax_msssim._losses import dssim_loss, ms_ssim_loss, ssim_loss
-from jax_msssim._ms_ssim import ms_ssim, prepare_ms_ssim
-from jax_msssim._ssim import ssim
-from jax_msssim._windows import check_positive, check_static
+from jax_msssim._options import Negative, PyramidOptions, SSIMOptions, prepare, prepare_ms_ssim
+from jax_msssim._signatures import takes
 
 __all__ = ["DSSIM", "MSSSIM", "SSIM"]
+
+_OF_UPDATE = {"where": "It is an argument of update"}
 
 # No image is larger: what is wrong with options whatever the images, is wrong with these.
 _LARGE = jax.ShapeDtypeStruct((2**62, 2**62, 2**62, 1), jnp.float32)
@@ -44,17 +47,15 @@ _LARGE = jax.ShapeDtypeStruct((2**62, 2**62, 2**62, 1), jnp.float32)
 class _MeanOverImages(nnx.Metric):
     """The mean of a value per image: their float32 sum, what its additions rounded off, and their number."""
 
-    def __init__(self, function: Callable, check: Callable, options: Mapping[str, Any]):
-        parameters = inspect.signature(function).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "where"}
-        for name in options:
-            if name not in defaults:
-                raise TypeError(
-                    f"{type(self).__name__} got an unexpected option {name!r}. It takes {', '.join(defaults)}; "
-                    "where is an argument of update."
-                )
-        static = {name: _static(name, value) for name, value in {**defaults, **options}.items()}
-        jax.eval_shape(lambda a, b: check(a, b, **static)[0], _LARGE, _LARGE)
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.__signature__ = inspect.Signature(parameters)  # which Flax's metaclass hides
+
+    def __init__(self, check: Callable, options: Mapping[str, Any]):
+        parameters = inspect.signature(type(self)).parameters
+        static = {name: _static(name, options.get(name, p.default)) for name, p in parameters.items()}
+        jax.eval_shape(lambda a, b: check(("predictions", "targets"), a, b, **static)[1], _LARGE, _LARGE)
         self.options = tuple(static.items())
         self.total = nnx.metrics.MetricState(jnp.zeros((), jnp.float32))
         self.compensation = nnx.metrics.MetricState(jnp.zeros((), jnp.float32))
@@ -154,8 +155,9 @@ class SSIM(_MeanOverImages):
       <https://doi.org/10.1109/TIP.2003.819861>`_, 2004.
     """
 
+    @takes(prepare, but=_OF_UPDATE)
     def __init__(self, **options: Unpack[SSIMOptions]):
-        super().__init__(ssim, prepare, options)
+        super().__init__(prepare, options)
 
     def _values(self, predictions, targets, **options):
         return 1 - ssim_loss(predictions, targets, **options)
@@ -190,8 +192,9 @@ class MSSSIM(_MeanOverImages):
       <https://doi.org/10.1109/ACSSC.2003.1292216>`_, 2003.
     """
 
-    def __init__(self, *, negative: str = "relu", **options: Unpack[PyramidOptions]):
-        super().__init__(ms_ssim, prepare_ms_ssim, {"negative": negative, **options})
+    @takes(prepare_ms_ssim, but=_OF_UPDATE)
+    def __init__(self, *, negative: Negative = "relu", **options: Unpack[PyramidOptions]):
+        super().__init__(prepare_ms_ssim, {"negative": negative, **options})
 
     def _values(self, predictions, targets, **options):
         return 1 - ms_ssim_loss(predictions, targets, **options)
@@ -222,8 +225,9 @@ class DSSIM(_MeanOverImages):
       <https://arxiv.org/abs/1609.03677>`_, 2017, equation 2.
     """
 
+    @takes(prepare, but=_OF_UPDATE)
     def __init__(self, **options: Unpack[SSIMOptions]):
-        super().__init__(ssim, prepare, options)
+        super().__init__(prepare, options)
 
     def _values(self, predictions, targets, **options):
         return dssim_loss(predictions, targets, **options)

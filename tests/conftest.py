@@ -7,8 +7,6 @@ import pytest
 from compat import enable_x64
 from jax.sharding import AxisType
 
-from jax_msssim import _stencil
-
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
@@ -18,7 +16,6 @@ NEED = {
     "test_cli.py": "imagecodecs",
     "test_docs.py": "flax",
     "test_nnx.py": "flax",
-    "test_peers.py": "dm_pix",
     "test_training.py": "flax",
 }
 collect_ignore = [file for file, package in NEED.items() if importlib.util.find_spec(package) is None]
@@ -47,20 +44,3 @@ def mesh(request, eight_devices):
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(request.param,))
     with jax.set_mesh(mesh):
         yield mesh
-
-
-@pytest.fixture
-def all_large(monkeypatch):
-    """Images of any size count as large: the CPU makes their second scale in blocks. Compiled programs remember."""
-    monkeypatch.setattr(_stencil, "_LARGE_SAMPLES", 0)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-@pytest.fixture
-def small_blocks(monkeypatch, all_large):
-    """And a dozen rows and columns take several blocks."""
-    monkeypatch.setattr(_stencil, "_BLOCK_SAMPLES", 1)
-    monkeypatch.setattr(_stencil, "_BLOCK_MIN_ROWS", 4)
-    monkeypatch.setattr(_stencil, "_BLOCK_MIN_COLUMNS", 4)

@@ -19,14 +19,6 @@ def random_pair(shape, seed=0, likeness=0.7) -> tuple[np.ndarray, np.ndarray]:
     return a, 0.5 + likeness * (a - 0.5) + (1 - abs(likeness)) * (noise - 0.5)
 
 
-def smooth_pair(shape, seed=0) -> tuple[np.ndarray, np.ndarray]:
-    """A slow wave, and the same with a little noise."""
-    rows, columns = np.mgrid[: shape[0], : shape[1]]
-    a = 0.5 + 0.4 * np.sin(0.1 * rows) * np.cos(0.07 * columns)
-    a = np.broadcast_to(a[..., None], shape)
-    return a, a + 0.02 * np.random.default_rng(seed).standard_normal(shape)
-
-
 def photograph(name) -> np.ndarray:
     """A photograph that comes with scikit-image, uint8 ``[H, W, C]``."""
     image = getattr(skimage.data, name)()

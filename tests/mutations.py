@@ -18,11 +18,10 @@ ROOT = Path(__file__).parents[1]
 # The quickest first: a fault that one of them finds takes seconds. All take minutes, for a fault that none finds.
 TESTS = (
     "api",
-    "oracle",
+    "definition",
     "golden",
     "checks",
     "numerics",
-    "mixes",
     "structure",
     "nnx",
     "masks",

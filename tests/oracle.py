@@ -3,13 +3,12 @@
 Slow, short, and without a line in common with the package. Wang et al. 2004, equations 6 and 13; Wang, Simoncelli
 and Bovik 2003, equation 7; Zhao et al. 2017, section III-D; masks by normalised convolution (Knutsson and Westin 1993).
 
-Everything is float64, or wider where the images are: ``longdouble``, or ``object`` arrays of fractions, for which
-the terms are exact. Moments are about the window's own mean, so that neither offsets nor magnitudes spoil them.
+Everything is float64, or exact where the images are ``object`` arrays of fractions. Moments are about the window's own
+mean, so that neither offsets nor magnitudes spoil them.
 """
 
 import itertools
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,10 +21,6 @@ def gaussian(size=11, sigma=1.5):
     return [weight / sum(weights) for weight in weights]
 
 
-def uniform(size):
-    return [1 / size] * size
-
-
 # --- one scale of one pair [*spatial, C] ----------------------------------------------------------------------
 
 
@@ -36,19 +31,8 @@ def padded(x, padding, margin):
     return np.pad(x, [(margin, margin)] * (x.ndim - 1) + [(0, 0)], PAD_MODES[padding])
 
 
-class Local(NamedTuple):
-    """Maps of one pair: means, variances and covariance, and the share of each window that is masked."""
-
-    mean_a: np.ndarray
-    mean_b: np.ndarray
-    variance_a: np.ndarray
-    variance_b: np.ndarray
-    covariance: np.ndarray
-    missing: np.ndarray
-
-
 def local_moments(a, b, *, window=None, padding="valid", covariance="population", where=None):
-    """What the terms are made of."""
+    """Maps of one pair: means, variances and covariance, and the share of each window that is masked."""
     window = gaussian() if window is None else window
     where = np.ones(a.shape, bool) if where is None else where
     missing = ~padded(where, padding, len(window) // 2) & padded(np.ones(a.shape, bool), padding, len(window) // 2)
@@ -78,16 +62,16 @@ def local_moments(a, b, *, window=None, padding="valid", covariance="population"
     if covariance == "sample":
         n = len(window) ** len(positions)
         variance_a, variance_b, covariance_ab = (n * x / (n - 1) for x in (variance_a, variance_b, covariance_ab))
-    return Local(mean_a, mean_b, variance_a, variance_b, covariance_ab, window_sum(lambda w: w, missing))
+    return mean_a, mean_b, variance_a, variance_b, covariance_ab, window_sum(lambda w: w, missing)
 
 
 def local_terms(a, b, *, max_val=1.0, k1=0.01, k2=0.03, min_coverage=1.0, **options):
     """Maps of ``l`` and ``cs``, NaN at the positions that do not count."""
-    local = local_moments(a, b, **options)
+    mean_a, mean_b, variance_a, variance_b, covariance, missing = local_moments(a, b, **options)
     c1, c2 = (k1 * max_val) ** 2, (k2 * max_val) ** 2
-    luminance = (2 * local.mean_a * local.mean_b + c1) / (local.mean_a**2 + local.mean_b**2 + c1)
-    contrast_structure = (2 * local.covariance + c2) / (local.variance_a + local.variance_b + c2)
-    counted = local.missing <= 1 - min_coverage
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    contrast_structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    counted = missing <= 1 - min_coverage
     return np.where(counted, luminance, np.nan), np.where(counted, contrast_structure, np.nan)
 
 
@@ -100,12 +84,9 @@ def mean_per_channel(x):
 def corners(image, downsample="edge"):
     """The upper left, upper right, lower left and lower right ones of each 2x2 pixels, and so on."""
     odd = [size % 2 for size in image.shape[:-1]]
-    before, after = {
-        "edge": ([0 for _ in odd], odd),
-        "floor": ([0 for _ in odd], [0 for _ in odd]),
-        "zero": (odd, odd),
-        "edge_start": ([max(odd) for _ in odd], [0 for _ in odd]),
-    }[downsample]
+    none = [0] * len(odd)
+    before = {"edge": none, "floor": none, "zero": odd, "edge_start": [max(odd)] * len(odd)}[downsample]
+    after = odd if downsample in ("edge", "zero") else none
     margins = [*zip(before, after, strict=True), (0, 0)]
     image = np.pad(image, margins, "constant" if downsample == "zero" else "edge")
     return [

@@ -4,12 +4,25 @@ What is not installed is skipped. The largest difference seen is in docs/convent
 """
 
 import importlib
+import operator
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from images import photographs, random_pair
+
+import jax_msssim
+from jax_msssim import conventions
+
+# Sizes that halve evenly, and sizes that are odd at several scales, one side or both.
+PAIRS = {
+    "noise 176x192x3": lambda: random_pair((176, 192, 3)),
+    "noise 181x187x1": lambda: random_pair((181, 187, 1)),
+    "astronaut 177x184x3": lambda: photographs("astronaut", 177, 184),
+    "camera 180x201x1": lambda: photographs("camera", 180, 201),
+}
 
 
 class Peer(NamedTuple):
@@ -21,6 +34,11 @@ class Peer(NamedTuple):
     module: str
     function: Callable
     bound: float = 1e-5  # of the difference to ours, in float32 images; larger only by the peer's own rounding
+    options: Mapping[str, Any] = {}  # of ours, beside the convention's
+
+    def arguments(self) -> dict[str, Any]:
+        """Ours that make our function theirs."""
+        return {**getattr(conventions.ALL[self.convention], self.metric, {}), **self.options}
 
 
 def channels_first(x):
@@ -29,16 +47,11 @@ def channels_first(x):
     return torch.from_numpy(np.moveaxis(np.asarray(x, np.float32), -1, 0)[None].copy())
 
 
-def pytorch_msssim(name):
+def named(path, **options):
+    """A function of two images and ``data_range``, somewhere in a module."""
+
     def function(module, a, b):
-        return getattr(module, name)(a, b, data_range=1.0).item()
-
-    return function
-
-
-def torchmetrics(name, **options):
-    def function(module, a, b):
-        return getattr(module.functional.image, name)(a, b, data_range=1.0, **options).item()
+        return operator.attrgetter(path)(module)(a, b, data_range=1.0, **options)
 
     return function
 
@@ -54,16 +67,13 @@ def kornia(module, a, b):
     return module.metrics.ssim(a, b, window_size=11, max_val=1.0, eps=0).mean().item()
 
 
-def monai(name, **options):
+def kornia_loss(module, a, b):
+    return module.MS_SSIMLoss(alpha=0.84, compensation=1.0)(a, b).item()
+
+
+def monai(name, spatial_dims=2, **options):
     def function(module, a, b):
-        return getattr(module.metrics, name)(spatial_dims=2, data_range=1.0, **options)(a, b).item()
-
-    return function
-
-
-def scikit_image(**options):
-    def function(module, a, b):
-        return module.metrics.structural_similarity(a, b, data_range=1.0, channel_axis=-1, **options)
+        return getattr(module.metrics, name)(spatial_dims=spatial_dims, data_range=1.0, **options)(a, b).item()
 
     return function
 
@@ -93,17 +103,18 @@ def metrax(module, a, b):
 
 
 WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-TM_SSIM = "structural_similarity_index_measure"
-TM_MS_SSIM = "multiscale_structural_similarity_index_measure"
+TM_SSIM = "functional.image.structural_similarity_index_measure"
+TM_MS_SSIM = "functional.image.multiscale_structural_similarity_index_measure"
+SKIMAGE = "metrics.structural_similarity"
 SIMPLE = "TORCHMETRICS_SIMPLE"
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 PEERS = [
-    Peer("pytorch-msssim", "PYTORCH_MSSSIM", "ssim", "pytorch_msssim", pytorch_msssim("ssim")),
-    Peer("pytorch-msssim", "PYTORCH_MSSSIM", "ms_ssim", "pytorch_msssim", pytorch_msssim("ms_ssim")),
-    Peer("torchmetrics", "TORCHMETRICS", "ssim", "torchmetrics", torchmetrics(TM_SSIM)),
-    Peer("torchmetrics", "TORCHMETRICS", "ms_ssim", "torchmetrics", torchmetrics(TM_MS_SSIM, normalize="relu")),
-    Peer("torchmetrics", SIMPLE, "ms_ssim", "torchmetrics", torchmetrics(TM_MS_SSIM, normalize="simple")),
+    Peer("pytorch-msssim", "PYTORCH_MSSSIM", "ssim", "pytorch_msssim", named("ssim")),
+    Peer("pytorch-msssim", "PYTORCH_MSSSIM", "ms_ssim", "pytorch_msssim", named("ms_ssim")),
+    Peer("torchmetrics", "TORCHMETRICS", "ssim", "torchmetrics", named(TM_SSIM)),
+    Peer("torchmetrics", "TORCHMETRICS", "ms_ssim", "torchmetrics", named(TM_MS_SSIM, normalize="relu")),
+    Peer("torchmetrics", SIMPLE, "ms_ssim", "torchmetrics", named(TM_MS_SSIM, normalize="simple")),
     Peer("piq", "PIQ", "ssim", "piq", piq("ssim", downsample=False)),
     Peer("piq", "PIQ", "ms_ssim", "piq", piq("multi_scale_ssim")),
     Peer("kornia", "KORNIA", "ssim", "kornia", kornia),
@@ -112,22 +123,38 @@ PEERS = [
     Peer("TensorFlow", "TENSORFLOW", "ssim", "tensorflow", tensorflow("ssim"), 2e-5),  # float32
     Peer("TensorFlow", "TENSORFLOW", "ms_ssim", "tensorflow", tensorflow("ssim_multiscale")),
     Peer("Keras", "TENSORFLOW", "ssim", "keras", keras, 2e-5),  # float32
-    Peer("scikit-image, default", "SKIMAGE", "ssim", "skimage", scikit_image()),
-    Peer("scikit-image, Wang's options", "SKIMAGE_WANG", "ssim", "skimage", scikit_image(**WANG)),
+    Peer("scikit-image, default", "SKIMAGE", "ssim", "skimage", named(SKIMAGE, channel_axis=-1)),
+    Peer("scikit-image, Wang's options", "SKIMAGE_WANG", "ssim", "skimage", named(SKIMAGE, channel_axis=-1, **WANG)),
     Peer("dm_pix", "DM_PIX", "ssim", "dm_pix", dm_pix),
     Peer("metrax", "DM_PIX", "ssim", "metrax", metrax),
 ]
 
+VOLUME = {"spatial_ndim": 3, "filter_size": 5, "power_factors": (0.5, 0.5)}
+NARROW = VOLUME | {"filter_sigma": 0.5}
+OF_VOLUMES = {
+    "pytorch_msssim": named("ms_ssim", win_size=5, weights=[0.5, 0.5]),
+    "torchmetrics": named(TM_MS_SSIM, betas=(0.5, 0.5), sigma=0.5, kernel_size=5),
+    "monai": monai("MultiScaleSSIMMetric", spatial_dims=3, kernel_size=5, weights=(0.5, 0.5)),
+}
+VOLUME_PEERS = [
+    Peer(name, name.upper(), "ms_ssim", name, function, options=NARROW if name == "torchmetrics" else VOLUME)
+    for name, function in OF_VOLUMES.items()
+]
+ZHAO = {"alpha": 0.84, "form": "single_resolution"}
+LOSS_PEERS = [Peer("kornia", "KORNIA", "ms_ssim_l1_loss", "kornia.losses", kornia_loss, options=ZHAO)]
+
 TAKE_TENSORS = {"pytorch_msssim", "torchmetrics", "piq", "kornia", "monai"}
 
 
-def value(peer: Peer, a, b) -> float:
-    """The peer's number; ImportError where it is not installed."""
+def differences(peer: Peer, a, b) -> dict[str, float]:
+    """By which each of our implementations is off the peer's number; ImportError where that is not installed."""
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a peer's own
         module = importlib.import_module(peer.module)
         if peer.module == "monai":
             importlib.import_module("monai.metrics")
-        if peer.module in TAKE_TENSORS:
-            a, b = channels_first(a), channels_first(b)
-        return float(peer.function(module, a, b))
+        tensors = peer.module.split(".")[0] in TAKE_TENSORS
+        theirs = float(peer.function(module, *(map(channels_first, (a, b)) if tensors else (a, b))))
+    ours, kinds = getattr(jax_msssim, peer.metric), ("stencil", "conv")
+    return {kind: abs(float(ours(a, b, implementation=kind, **peer.arguments())) - theirs) for kind in kinds}

@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -19,21 +18,30 @@ import PIL.ImageOps
 import pytest
 import tifffile
 from images import photograph
+from test_transformations import compilations
 
 import jax_msssim
 from jax_msssim import cli, conventions
-from jax_msssim._command_line import compare as _compare
-from jax_msssim._command_line import folders as _folders
-from jax_msssim._command_line import images as _images
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "jax_msssim"]
-SETTINGS = _compare.Settings(conventions.SKIMAGE_WANG, luma=False, fit_scales=False, max_val=None)  # without MS-SSIM
 EXACT = 2e-7  # seven digits are printed, of numbers of order 1
 
 
-def run(*arguments, **options):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder: the exit status, what it prints, and what it tells."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            status = cli.main([*map(str, arguments)])
+        except SystemExit as leaving:  # of argparse
+            status = leaving.code
+        output = capsys.readouterr()
+        return status, output.out, [line for line in output.err.splitlines() if line.startswith("jax-msssim: ")]
+
+    return run
 
 
 def crop(height, width, top=100, left=150, name="astronaut"):
@@ -41,29 +49,46 @@ def crop(height, width, top=100, left=150, name="astronaut"):
 
 
 def save(path, pixels, **options):
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, **options)
     return path
+
+
+def save_deep(path, pixels):
+    """A PNG of as many bits as the pixels have, whatever the name says."""
+    plain = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    Path(path).write_bytes(imagecodecs.png_encode(np.ascontiguousarray(plain)))
+
+
+def read(path):
+    pixels = np.asarray(PIL.Image.open(path))
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def psnr(a, b, max_val=255):
     return 10 * np.log10(max_val**2 / np.mean((a.astype(float) - b) ** 2))
 
 
-def lines(text):
+def values_of(text):
     """The words of each line of a table."""
     return dict(line.split("\t", 1) for line in text.splitlines())
+
+
+def rows_of(text):
+    return list(csv.DictReader(text.splitlines()))
 
 
 # --- Two images ------------------------------------------------------------------------------------------------
 
 
-def test_two_images(tmp_path):
+def test_two_images(command):
     # Constants: SSIM is luminance, MS-SSIM its power, and nothing else.
-    a, b = (save(tmp_path / f"{value}.png", np.full((161, 161, 1), value, np.uint8)) for value in (100, 120))
-    process = run(a, b)
-    assert (process.returncode, process.stderr) == (0, "")
-    values = {name: float(value) for name, value in lines(process.stdout).items()}
+    for value in (100, 120):
+        save(f"{value}.png", np.full((161, 161, 1), value, np.uint8))
+    status, out, told = command("100.png", "120.png")
+    assert (status, told) == (0, [])
+    values = {name: float(value) for name, value in values_of(out).items()}
     c1 = (0.01 * 255) ** 2
     luminance = (2 * 100 * 120 + c1) / (100**2 + 120**2 + c1)
     # A mean of 161 x 161 equal numbers in float32 may be off by 2 x 161 halves of an epsilon, 2e-5.
@@ -79,13 +104,12 @@ def test_two_images(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", conventions.ALL)
-def test_conventions(name, tmp_path, capsys):
+def test_conventions(name, command):
     convention = conventions.ALL[name]
-    a = save(tmp_path / "a.png", crop(181, 177))
-    b = save(tmp_path / "b.jpg", crop(181, 177), quality=20)
-    assert cli.main([str(a), str(b), "--convention", name.lower()]) == 0
-    values = lines(capsys.readouterr().out)
-    pixels = [_images.read_image(path).pixels for path in (a, b)]
+    a, b = save("a.png", crop(181, 177)), save("b.jpg", crop(181, 177), quality=20)
+    status, out, _ = command(a, b, "--convention", name.lower())
+    assert status == 0
+    values, pixels = values_of(out), (read(a), read(b))
     assert float(values["psnr"]) == pytest.approx(psnr(*pixels), rel=1e-6)
     assert float(values["ssim"]) == pytest.approx(float(jax_msssim.ssim(*pixels, **convention.ssim)), abs=EXACT)
     if convention.ms_ssim is None:
@@ -96,72 +120,54 @@ def test_conventions(name, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_sixteen_bits_and_luma(tmp_path, capsys):
-    # 16-bit pixels that 8 bits would make equal to the reference; grey compared with RGB, by its luma.
-    a = (crop(170, 165).astype(np.uint16) << 8) + 100
-    b = a + np.uint16(100)
-    paths = [tmp_path / name for name in ("a.png", "b.tif")]
-    paths[0].write_bytes(imagecodecs.png_encode(a))
-    tifffile.imwrite(paths[1], b, photometric="rgb")
-    assert cli.main([*map(str, paths)]) == 0
-    # Sums of 165 x 3 and 170 equal numbers in float32: 4e-5 of the mean, in decibels.
-    assert float(lines(capsys.readouterr().out)["psnr"]) == pytest.approx(20 * np.log10(65535 / 100), abs=2e-4)
-
+def test_luma_of_colours_and_grey(command):
     luma = crop(170, 165) @ [0.299, 0.587, 0.114]
-    a = save(tmp_path / "a8.png", crop(170, 165))
-    b = save(tmp_path / "grey.png", np.round(luma).astype(np.uint8)[..., None])
-    assert cli.main([str(a), str(b), "--luma"]) == 0
-    assert float(lines(capsys.readouterr().out)["psnr"]) == pytest.approx(psnr(luma, np.round(luma)), rel=1e-4)
+    a, b = save("a.png", crop(170, 165)), save("grey.png", np.round(luma).astype(np.uint8)[..., None])
+    expected = pytest.approx(psnr(luma, np.round(luma)), rel=1e-4)
+    assert float(values_of(command(a, b, "--luma")[1])["psnr"]) == expected
 
 
-def test_max_val(tmp_path, capsys):
+def test_max_val(command):
     a, b = crop(30, 40) // 8, crop(30, 40) // 16
-    paths = save(tmp_path / "a.png", a), save(tmp_path / "b.png", b)
-    assert cli.main([*map(str, paths), "--max-val", "31"]) == 0
-    values = lines(capsys.readouterr().out)
+    status, out, _ = command(save("a.png", a), save("b.png", b), "--max-val", 31)
+    values = values_of(out)
+    assert status == 0
     assert float(values["ssim"]) == pytest.approx(oracle.ssim(a, b, max_val=31), abs=1e-6)
-    assert float(values["psnr"]) == pytest.approx(psnr(a, b) + 20 * np.log10(31 / 255), abs=1e-4)
+    assert float(values["psnr"]) == pytest.approx(psnr(a, b, 31), abs=1e-4)
 
 
-def test_small_and_transparent_images(tmp_path, capsys):
+def test_small_and_transparent_images(command):
     # Opaque alpha is dropped without a word.
-    a = save(tmp_path / "a.png", np.concatenate([crop(30, 40), np.full((30, 40, 1), 255, np.uint8)], -1))
     alpha = np.full((30, 40, 1), 255, np.uint8)
+    save("a.png", np.concatenate([crop(30, 40), alpha], -1))
     alpha[:, :7] = 0
-    b = save(tmp_path / "b.png", np.concatenate([crop(30, 40) // 2, alpha], -1))
-    assert cli.main([str(a), str(b)]) == 0
-    output = capsys.readouterr()
-    values = lines(output.out)
-    assert (values["ms_ssim"], values["ms_ssim_db"], values["scales"]) == ("n/a", "n/a", "n/a")
+    save("b.png", np.concatenate([crop(30, 40) // 2, alpha], -1))
+    status, out, (transparent, small) = command("a.png", "b.png")
+    values = values_of(out)
+    assert (status, values["ms_ssim"], values["ms_ssim_db"], values["scales"]) == (0, "n/a", "n/a", "n/a")
     over_white = np.where(alpha, crop(30, 40) // 2, 255)
     assert float(values["ssim"]) == pytest.approx(oracle.ssim(crop(30, 40), over_white, max_val=255), abs=1e-6)
-    transparent, small = output.err.splitlines()
-    assert transparent == f"jax-msssim: {b}: transparent, compared over white"
-    assert small.startswith(f"jax-msssim: {b}: less than 161 pixels a side: no MS-SSIM (--fit-scales")
+    assert transparent == "jax-msssim: b.png: transparent, compared over white"
+    assert small.startswith("jax-msssim: b.png: less than 161 pixels a side: no MS-SSIM (--fit-scales")
 
 
 @pytest.mark.slow
-def test_fit_scales(tmp_path, capsys):
-    a = save(tmp_path / "a.png", crop(30, 40))
-    b = save(tmp_path / "b.png", crop(30, 40) // 2)
-    assert cli.main([str(a), str(b), "--fit-scales"]) == 0
-    output = capsys.readouterr()
-    weights = jax_msssim.fit_power_factors((30, 40))
-    expected = float(jax_msssim.ms_ssim(crop(30, 40), crop(30, 40) // 2, power_factors=weights))
-    assert float(lines(output.out)["ms_ssim"]) == pytest.approx(expected, abs=EXACT)
-    assert lines(output.out)["scales"] == "2"
-    assert "MS-SSIM has fewer scales" in output.err
+def test_fit_scales(command):
+    a, b = crop(30, 40), crop(30, 40) // 2
+    status, out, told = command(save("a.png", a), save("b.png", b), "--fit-scales")
+    expected = float(jax_msssim.ms_ssim(a, b, power_factors=jax_msssim.fit_power_factors((30, 40))))
+    assert float(values_of(out)["ms_ssim"]) == pytest.approx(expected, abs=EXACT)
+    assert (status, values_of(out)["scales"]) == (0, "2")
+    assert "MS-SSIM has fewer scales" in told[0]
 
 
 @pytest.mark.slow
-def test_map(tmp_path):
-    a = save(tmp_path / "a$b$.png", crop(64, 96))
-    changed = crop(64, 96).copy()
+def test_map(command):
+    a, changed = crop(64, 96), crop(64, 96).copy()
     changed[20:30, 60:70] = 255
-    b = save(tmp_path / "b.png", changed)
-    process = run(a, b, "--map", tmp_path / "map.png")
-    assert (process.returncode, len(process.stderr.splitlines())) == (0, 1)
-    picture = np.asarray(PIL.Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
+    status, _, told = command(save("a$b$.png", a), save("b.png", changed), "--map", "map.png")
+    assert (status, len(told)) == (0, 1)
+    picture = np.asarray(PIL.Image.open("map.png").convert("RGB")).astype(int)
     # Three panels side by side: bright on the right, where the change is, and dark about it.
     columns = np.flatnonzero((picture < 250).any(-1).mean(0) > 0.5)
     panels = np.split(columns, np.flatnonzero(np.diff(columns) > 5) + 1)
@@ -176,7 +182,6 @@ def test_map(tmp_path):
     assert np.median(error) < 30
 
 
-@pytest.mark.slow
 def shown(*arguments, cwd):
     """What a command that succeeds writes to a terminal."""
     leader, follower = pty.openpty()
@@ -194,7 +199,7 @@ def shown(*arguments, cwd):
 
 
 def test_terminal(tmp_path):
-    # A pseudo-terminal for both: the bar is drawn, and the table has borders.
+    # A process, with a pseudo-terminal for both: the bar is drawn, and the table has borders.
     for name in ("x.png", "[bold]y.png"):
         save(tmp_path / "a" / name, crop(20, 20))
         save(tmp_path / "b" / name, crop(20, 20) // 2)
@@ -209,26 +214,28 @@ def test_terminal(tmp_path):
 # --- Folders ---------------------------------------------------------------------------------------------------
 
 
-def test_folders(tmp_path):
+def test_folders(command):
     # Six pairs that can be compared, six that cannot, and a file alone.
     for i in range(5):
-        save(tmp_path / "a" / "sub" / f"{i}.png", crop(32, 32, top=32 * i))
-        save(tmp_path / "b" / "sub" / f"{i}.JPG", crop(32, 32, top=32 * i), format="JPEG", quality=10 + 20 * i)
+        save(f"a/sub/{i}.v1.png", crop(32, 32, top=32 * i))
+        save(f"b/sub/{i}.v1.JPG", crop(32, 32, top=32 * i), format="JPEG", quality=10 + 20 * i)
     for name in ("equal", "text", "truncated", "size", "grey", "tiny"):
-        save(tmp_path / "a" / f"{name}.png", crop(32, 32))
-        save(tmp_path / "b" / f"{name}.png", crop(32, 32))
-    (tmp_path / "b/text.png").write_text("no picture")
-    (tmp_path / "a/truncated.png").write_bytes((tmp_path / "a/truncated.png").read_bytes()[:1500])
-    save(tmp_path / "b/size.png", crop(32, 31))
-    save(tmp_path / "b/grey.png", crop(32, 32)[..., :1])
-    save(tmp_path / "a/tiny.png", crop(10, 32)), save(tmp_path / "b/tiny.png", crop(10, 32))
-    save(tmp_path / "a/unclear.png", crop(32, 32)), save(tmp_path / "b/unclear.jpg", crop(32, 32))
-    save(tmp_path / "b/unclear.webp", crop(32, 32)), save(tmp_path / "b/alone.tif", crop(32, 32))
-    (tmp_path / "values.csv").write_text("what was there before")
+        save(f"a/{name}.png", crop(32, 32))
+        save(f"b/{name}.png", crop(32, 32))
+    Path("b/text.png").write_text("no picture")
+    Path("a/truncated.png").write_bytes(Path("a/truncated.png").read_bytes()[:1500])
+    save("b/size.png", crop(32, 31))
+    save("b/grey.png", crop(32, 32)[..., :1])
+    save("a/tiny.png", crop(10, 32)), save("b/tiny.png", crop(10, 32))
+    for path in ("a/unclear.png", "b/unclear.jpg", "b/unclear.webp", "b/equal.tif"):  # equal.png has its like
+        save(path, crop(32, 32))
+    for path in ("a/notes.txt", "b/notes.txt", "a/.hidden.png", "b/.hidden.png", "a/.d/x.png", "b/.d/x.png"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).touch()  # passed over
+    Path("values.csv").write_text("what was there before")
 
-    process = run("a", "b", "--csv", "values.csv", "--json", "-", "--convention", "SKIMAGE_WANG", cwd=tmp_path)
-    assert process.returncode == 2
-    told = [line for line in process.stderr.splitlines() if line.startswith("jax-msssim: ")]
+    status, out, told = command("a", "b", "--csv", "values.csv", "--json", "-", "--convention", "SKIMAGE_WANG")
+    assert status == 2
     for part in (
         "b/text.png: not a PNG, JPEG, TIFF or WebP image",
         "a/truncated.png: cannot be read: image file is truncated",
@@ -236,22 +243,21 @@ def test_folders(tmp_path):
         "a/grey.png and b/grey.png: they are 32x32 RGB and 32x32 grey; --luma",
         "a/tiny.png: 32x10 RGB is too small: SSIM needs 11 pixels a side",
         "unclear: it is not clear which belong together of unclear.png and unclear.jpg, unclear.webp",
-        "b/alone.tif: without a counterpart",
+        "b/equal.tif: without a counterpart",
         "6 of 12 pairs failed",
     ):
         assert [line for line in told if line.startswith(f"jax-msssim: {part}")], (part, told)
     assert len(told) == 8
-    assert "Traceback" not in process.stderr
 
-    rows = list(csv.DictReader((tmp_path / "values.csv").read_text().splitlines()))
-    assert [row["test"] for row in rows] == ["b/equal.png"] + [f"b/sub/{i}.JPG" for i in range(5)]
+    rows = rows_of(Path("values.csv").read_text())
+    assert [row["test"] for row in rows] == ["b/equal.png"] + [f"b/sub/{i}.v1.JPG" for i in range(5)]
     assert rows[0] == {"reference": "a/equal.png", "test": "b/equal.png", "psnr": "inf", "ssim": "1", "dssim": "0"}
     for row in rows[1:]:
-        a, b = (np.asarray(PIL.Image.open(tmp_path / row[side])) for side in ("reference", "test"))
+        a, b = read(row["reference"]), read(row["test"])
         assert float(row["psnr"]) == pytest.approx(psnr(a, b), rel=1e-6)
         assert float(row["ssim"]) == pytest.approx(oracle.ssim(a, b, max_val=255), abs=1e-6)
 
-    values = json.loads(process.stdout)
+    values = json.loads(out)
     assert [pair["test"] for pair in values["pairs"]] == [row["test"] for row in rows]
     assert values["pairs"][0]["psnr"] is None  # infinite
     assert len(values["failed"]) == 6
@@ -259,21 +265,21 @@ def test_folders(tmp_path):
     assert values["mean"]["ssim"] == pytest.approx(np.mean(column), rel=EXACT)
     assert values["median"]["ssim"] == pytest.approx(np.median(column), rel=EXACT)
     assert values["worst"] == [rows[i]["reference"].removeprefix("a/") for i in np.argsort(column)[:5]]
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "values.csv"]  # and nothing left over
+    assert sorted(os.listdir()) == ["a", "b", "values.csv"]  # and nothing left over
 
 
 @pytest.mark.slow
-def test_summary(tmp_path, capsys):
+def test_summary(command):
     # The mean leaves out what has no MS-SSIM, and says so.
     for name, side in (("x", 161), ("y", 161), ("z", 40)):
-        save(tmp_path / "a" / f"{name}.png", crop(side, side, top=ord(name)))
-        save(tmp_path / "b" / f"{name}.jpg", crop(side, side, top=ord(name)), quality=30)
-    assert cli.main([str(tmp_path / "a"), str(tmp_path / "b"), "--csv", str(tmp_path / "c.csv")]) == 0
-    output = capsys.readouterr()
-    assert re.search("z.jpg: less than 161 pixels", output.err)
-    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+        save(f"a/{name}.png", crop(side, side, top=ord(name)))
+        save(f"b/{name}.jpg", crop(side, side, top=ord(name)), quality=30)
+    status, out, told = command("a", "b", "--csv", "c.csv")
+    assert status == 0
+    assert "z.jpg: less than 161 pixels" in told[0]
+    rows = rows_of(Path("c.csv").read_text())
     assert (rows[2]["ms_ssim"], rows[2]["scales"]) == ("", "")
-    header, mean, median, *worst = [line.split("\t") for line in output.out.splitlines()]
+    header, mean, median, *worst = [line.split("\t") for line in out.splitlines()]
     assert header == ["row", "pair", "psnr", "ssim", "ms_ssim", "ms_ssim_db", "dssim"]
     column = [float(row["ms_ssim"]) for row in rows[:2]]
     assert float(mean[4]) == pytest.approx(np.mean(column), rel=EXACT)
@@ -281,285 +287,195 @@ def test_summary(tmp_path, capsys):
     assert sorted(row[1] for row in worst) == ["x.png", "y.png", "z.png"]
 
 
-def test_one_program_for_each_size(tmp_path, monkeypatch):
-    # Seven pairs of one size, in batches of three; five of other sizes, which share one. The values are their own.
-    monkeypatch.setattr(_compare, "_BATCH_IMAGES", 3)
-    programs = []
-    monkeypatch.setattr(_compare, "_program", lambda *a, f=_compare._program: programs.append(f(*a)) or programs[0])
-    sizes = [(24, 24)] * 7 + [(20 + i, 31 - 2 * i) for i in range(5)]
-    pairs = []
+def test_one_program_for_each_size(command):
+    # Eighteen pairs of one size, more than are computed at once; five of other sizes, which share a program.
+    sizes = [(24, 24)] * 18 + [(20 + i, 31 - 2 * i) for i in range(5)]
     for i, (height, width) in enumerate(sizes):
-        a = save(tmp_path / f"a{i}.png", crop(height, width, top=10 * i, name="camera"))
-        b = save(tmp_path / f"b{i}.jpg", crop(height, width, top=10 * i, name="camera"), quality=20)
-        pairs.append(_compare.Pair(str(i), a, b))
-    results = {result.pair.name: result.values for result in _compare.compare(pairs, SETTINGS)}
-    assert len(results) == len(pairs)
-    for pair in pairs:
-        a, b = (_images.read_image(path).pixels for path in pair[1:])
-        assert results[pair.name].ssim == pytest.approx(oracle.ssim(a, b, max_val=255), abs=1e-6)
-        assert results[pair.name].psnr == pytest.approx(psnr(a, b), rel=1e-6)
-    assert programs[0]._cache_size() == 2
-
-
-def test_memory_is_bounded(tmp_path, monkeypatch):
-    # What waits for others of its size is computed once it takes too much memory, long before all files are read.
-    monkeypatch.setattr(_compare, "_BATCH_IMAGES", 1000)
-    monkeypatch.setattr(_compare, "_WAITING_BYTES", 3 * 2 * 24 * 24)
-    path = save(tmp_path / "a.png", crop(24, 24, name="camera"))
-    begun = []
-    pairs = (begun.append(i) or _compare.Pair(str(i), path, path) for i in range(100))
-    outcomes = _compare.compare(pairs, SETTINGS)
-    assert next(outcomes).values.ssim == 1
-    assert len(begun) <= 4 + _compare._READ_AHEAD + 1
-    assert len(list(outcomes)) == 99
-
-
-def test_pairing(tmp_path):
-    for path in ("a/x.png", "a/s/y.v1.png", "a/s/z.png", "a/.hidden.png", "a/notes.txt", "a/.d/x.png", "a/q.png"):
-        save_empty(tmp_path / path)
-    for path in ("b/x.png", "b/x.jpg", "b/s/y.v1.webp", "b/z.png", "b/notes.txt", "b/.hidden.png", "b/q.PNG"):
-        save_empty(tmp_path / path)
-    pairs, ambiguous, alone = _folders.pair_folders(tmp_path / "a", tmp_path / "b")
-    found = [(pair.name, str(pair.test.relative_to(tmp_path / "b"))) for pair in pairs]
-    assert found == [("q.png", "q.PNG"), ("s/y.v1.png", "s/y.v1.webp"), ("x.png", "x.png")]
-    assert ambiguous == []
-    assert sorted(str(path.relative_to(tmp_path)) for path in alone) == ["a/s/z.png", "b/x.jpg", "b/z.png"]
-
-
-def save_empty(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+        save(f"a/{i}.png", crop(height, width, top=10 * i, name="camera"))
+        save(f"b/{i}.jpg", crop(height, width, top=10 * i, name="camera"), quality=20)
+    outputs = []
+    arguments = "a", "b", "--csv", "-", "--convention", "SKIMAGE_WANG"
+    assert compilations(lambda: outputs.append(command(*arguments)[1])) == 2
+    rows = rows_of(outputs[0])
+    assert len(rows) == len(sizes)
+    for row in rows:  # the values are their own
+        a, b = read(row["reference"]), read(row["test"])
+        assert float(row["ssim"]) == pytest.approx(oracle.ssim(a, b, max_val=255), abs=1e-6)
+        assert float(row["psnr"]) == pytest.approx(psnr(a, b), rel=1e-6)
 
 
 # --- Files -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_lossless_formats(suffix, channels, tmp_path):
-    pixels = crop(20, 30)[..., :channels]
-    if suffix == "webp":  # has no grey
-        pixels = pixels.repeat(3 // channels, -1)
-    path = save(tmp_path / f"x.{suffix}", pixels, **{"webp": {"lossless": True}}.get(suffix, {}))
-    image = _images.read_image(path)
-    np.testing.assert_array_equal(image.pixels, pixels)
-    assert image[1:] == (255, False)
+def test_formats(command):
+    """Whatever a file is, its pixels are those of a plain PNG, which lies in the other folder under the same name."""
+    colour = crop(24, 24) // 5 * 5
+    deep = colour.astype(np.uint16) * 257
+    noise = np.random.default_rng(0).integers(0, 65536, (24, 24, 3), np.uint16)
+    palette = PIL.Image.fromarray(colour).quantize(16)
+    of_palette, index = np.asarray(palette.convert("RGB")), np.asarray(palette)
+    Path("a").mkdir(), Path("b").mkdir()
 
+    def tiff(path, pixels, photometric="rgb", **options):
+        tifffile.imwrite(path, pixels, photometric=photometric, **options)
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits(suffix, channels, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 65536, (20, 30, channels), np.uint16)
-    path = tmp_path / f"x.{suffix}"
-    plain = pixels if channels == 3 else pixels[..., 0]
-    if suffix == "png":
-        path.write_bytes(imagecodecs.png_encode(plain))
-    else:
-        tifffile.imwrite(path, plain, photometric="rgb" if channels == 3 else "minisblack", compression="zlib")
-    image = _images.read_image(path)
-    assert image.pixels.dtype == np.uint16
-    np.testing.assert_array_equal(image.pixels, pixels)
-    assert image.max_val == 65535
+    def with_opaque(pixels):
+        return np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
 
+    def translucent(pixels):
+        """The upper half lets four fifths of the white through."""
+        alpha = np.full((24, 24, 1), np.iinfo(pixels.dtype).max)
+        alpha[:12] //= 5
+        return np.concatenate([pixels, alpha.astype(pixels.dtype)], -1)
 
-def test_floating_and_planar_tiff(tmp_path):
-    pixels = crop(20, 30)
-    tifffile.imwrite(tmp_path / "planar.tif", np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate")
-    np.testing.assert_array_equal(_images.read_image(tmp_path / "planar.tif").pixels, pixels)
-    tifffile.imwrite(tmp_path / "float.tif", pixels / np.float32(255), photometric="rgb")
-    image = _images.read_image(tmp_path / "float.tif")
-    np.testing.assert_array_equal(image.pixels, pixels / np.float32(255))
-    assert image.max_val == 1
-    assert _images.read_image(tmp_path / "float.tif", max_val=100).max_val == 100
+    def over_white(pixels):
+        white = np.iinfo(pixels.dtype).max
+        return np.concatenate([pixels[:12] // 5 + white // 5 * 4, pixels[12:]])
 
+    files = [
+        *((f"{x.shape[-1]}.{suffix}", save, x, {}) for x in (colour, colour[..., :1]) for suffix in ("png", "tiff")),
+        ("lossless.webp", save, colour, {"lossless": True}),
+        *((f"deep{x.shape[-1]}.png", save_deep, x, {}) for x in (noise, noise[..., :1])),
+        ("deep.tif", tiff, noise, {"compression": "zlib"}),
+        ("deep_grey.tif", lambda path, x: tiff(path, x[..., 0], "minisblack"), noise[..., :1], {}),
+        ("planar.tif", lambda path, x: tiff(path, np.moveaxis(x, -1, 0), planarconfig="separate"), colour, {}),
+        ("palette.png", lambda path, _: palette.save(path), of_palette, {}),
+        ("grey_alpha.png", lambda path, x: save(path, with_opaque(x)), colour[..., :1], {}),
+        ("premultiplied.tif", lambda path, x: tiff(path, with_opaque(x), extrasamples=["assocalpha"]), colour, {}),
+    ]
+    for name, write, pixels, options in files:
+        write(f"a/{name}", pixels, **options)
+        save_deep(f"b/{name}", pixels)
+    transparent = []
+    for pixels, depth in ((colour, 8), (deep, 16)):
+        save_deep(f"a/alpha{depth}.png", translucent(pixels))
+        tiff(f"a/alpha{depth}.tif", translucent(pixels), extrasamples=["unassalpha"])
+        transparent += [f"alpha{depth}.png", f"alpha{depth}.tif"]
+        for name in transparent[-2:]:
+            save_deep(f"b/{name}", over_white(pixels))
+    palette.save("a/transparent.png", transparency=int(index[0, 0]))
+    save_deep("b/transparent.png", np.where((index == index[0, 0])[..., None], np.uint8(255), of_palette))
+    for orientation in range(1, 9):
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        for name, pixels in (("x.png", colour), ("x.tif", colour), ("deep_x.png", noise[..., 0])):
+            image = PIL.Image.fromarray(pixels)
+            image.save(f"a/{orientation}{name}", exif=exif)
+            image.getexif()[0x0112] = orientation
+            save_deep(f"b/{orientation}{name}", np.asarray(PIL.ImageOps.exif_transpose(image)))
+    for folder, deep, value in (("a", 1000, 0.5), ("b", 1100, 0.6)):
+        tiff(f"{folder}/float.tif", np.full((24, 24, 3), value, np.float32))
+        save_deep(f"{folder}/near.png", np.full((24, 24, 3), deep, np.uint16))
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("kind", ["png", "tif"])
-def test_alpha(kind, dtype, tmp_path):
-    white = np.iinfo(dtype).max
-    colours = (crop(20, 30).astype(np.uint32) * (white // 255)).astype(dtype)
-    alpha = np.full((20, 30, 1), white, dtype)
-
-    def written(alpha):
-        path = tmp_path / f"x.{kind}"
-        pixels = np.concatenate([colours, alpha], -1)
-        if kind == "png":
-            path.write_bytes(imagecodecs.png_encode(pixels))
-        else:
-            tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unassalpha"])
-        return _images.read_image(path)
-
-    image = written(alpha)
-    np.testing.assert_array_equal(image.pixels, colours)
-    assert not image.transparent
-    alpha[:10] = white // 5
-    image = written(alpha)
-    assert image.transparent
-    np.testing.assert_array_equal(image.pixels[10:], colours[10:])
-    # Rounding of float32, at most a few units in the last place of white.
-    np.testing.assert_allclose(image.pixels[:10], colours[:10] * 0.2 + white * 0.8, rtol=1e-6)
-
-
-def test_opaque_premultiplied_tiff(tmp_path):
-    pixels = crop(20, 30)
-    opaque = np.concatenate([pixels, np.full((20, 30, 1), 255, np.uint8)], -1)
-    tifffile.imwrite(tmp_path / "a.tif", opaque, photometric="rgb", extrasamples=["assocalpha"])
-    image = _images.read_image(tmp_path / "a.tif")
-    np.testing.assert_array_equal(image.pixels, pixels)
-    assert not image.transparent
-
-
-def test_palette_and_grey_alpha(tmp_path):
-    image = PIL.Image.fromarray(crop(20, 30)).quantize(16)
-    image.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(_images.read_image(tmp_path / "p.png").pixels, np.asarray(image.convert("RGB")))
-    image.save(tmp_path / "t.png", transparency=int(np.asarray(image)[0, 0]))
-    read = _images.read_image(tmp_path / "t.png")
-    assert read.transparent
-    np.testing.assert_array_equal(read.pixels[0, 0], 255)
-    grey = np.stack([crop(20, 30)[..., 0], np.full((20, 30), 255, np.uint8)], -1)
-    save(tmp_path / "la.png", grey)
-    np.testing.assert_array_equal(_images.read_image(tmp_path / "la.png").pixels, grey[..., :1])
-
-
-DEEP = crop(20, 30)[..., 0].astype(np.uint16) * 200
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(("suffix", "pixels"), [("png", crop(20, 30)), ("tif", crop(20, 30)), ("png", DEEP)])
-def test_orientation(suffix, pixels, orientation, tmp_path):
-    path = tmp_path / f"x.{suffix}"
-    image = PIL.Image.fromarray(pixels)
-    exif = PIL.Image.Exif()
-    exif[0x0112] = orientation
-    image.save(path, exif=exif)
-    image.getexif()[0x0112] = orientation
-    expected = np.asarray(PIL.ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(_images.read_image(path).pixels, expected.reshape(*expected.shape[:2], -1))
-
-
-def broken_files(folder):
-    """Files by what is said about them."""
-    pixels = crop(60, 60)
-    jpeg = save(folder / "whole.jpg", pixels).read_bytes()
-    deep = imagecodecs.png_encode(pixels.astype(np.uint16))
-    compressed = folder / "whole.tif"
-    tifffile.imwrite(compressed, pixels, photometric="rgb", compression="jpeg")
-    frames = [PIL.Image.fromarray(pixels), PIL.Image.fromarray(255 - pixels)]
-    frames[0].save(folder / "frames.png", save_all=True, append_images=frames[1:])
-    tifffile.imwrite(folder / "pages.tif", np.zeros((2, 20, 20), np.uint8))
-    tifffile.imwrite(folder / "long.tif", np.zeros((20, 20), np.int32))
-    tifffile.imwrite(folder / "nan.tif", np.full((20, 20), np.nan, np.float32))
-    premultiplied = np.zeros((20, 20, 4), np.uint8)
-    tifffile.imwrite(folder / "alpha.tif", premultiplied, photometric="rgb", extrasamples=["assocalpha"])
-    alpha = premultiplied.astype(np.float32)
-    tifffile.imwrite(folder / "float_alpha.tif", alpha, photometric="rgb", extrasamples=["unassalpha"])
-    tifffile.imwrite(folder / "lab.tif", pixels, photometric="cielab")
-    tifffile.imwrite(folder / "deep.tif", np.zeros((16, 16, 16), np.uint8), volumetric=True, tile=(16, 16, 16))
-    PIL.Image.new("CMYK", (20, 20)).save(folder / "cmyk.jpg")
-    deflated = folder / "deflated.tif"
-    tifffile.imwrite(deflated, pixels, photometric="rgb", compression="zlib")
-    with tifffile.TiffFile(deflated) as file:
-        start = file.pages.first.dataoffsets[0]
-    whole = deflated.read_bytes()
-    (folder / "garbled.tif").write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
-    (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    (folder / "cut.png").write_bytes(deep[: len(deep) // 2])
-    (folder / "cut.tif").write_bytes(compressed.read_bytes()[:-200])
-    (folder / "empty.png").touch()
-    (folder / "text.webp").write_text("no picture at all, but some text instead")
-    (folder / "folder.png").mkdir()
-    return {
-        "missing.png": "no such file",
-        "folder.png": "cannot be read: Is a directory",
-        "empty.png": "not a PNG",
-        "text.webp": "not a PNG",
-        "cut.jpg": "image file is truncated",
-        "cut.png": "image file is truncated",
-        "cut.tif": "is truncated",
-        "frames.png": "has 2 frames",
-        "pages.tif": "has 2 pages",
-        "long.tif": "has 32 bits a sample",
-        "nan.tif": "NaN",
-        "alpha.tif": "ASSOCALPHA",
-        "float_alpha.tif": "UNASSALPHA",
-        "lab.tif": "holds CIELAB colours",
-        "deep.tif": "has the axes ZYX",
-        "cmyk.jpg": "holds CMYK colours",
-        "garbled.tif": "cannot be decoded",
-    }
-
-
-def test_broken_files(tmp_path):
-    for name, message in broken_files(tmp_path).items():
-        with pytest.raises(_images.ImageError, match=re.escape(message)) as error:
-            _images.read_image(tmp_path / name)
-        assert str(error.value).startswith(f"{tmp_path / name}: ")
-        assert "\n" not in str(error.value)
+    status, out, told = command("a", "b", "--json", "-", "--convention", "dm_pix")
+    assert (status, told) == (0, ["jax-msssim: a/alpha16.png and 4 more: transparent, compared over white"])
+    found = {pair["test"].removeprefix("b/"): pair["psnr"] for pair in json.loads(out)["pairs"]}
+    # Differences of 0.1, where white is 1, and of 100, which 8 bits would not see, where it is 65535.
+    assert found.pop("float.tif") == pytest.approx(20, abs=1e-4)
+    assert found.pop("near.png") == pytest.approx(20 * np.log10(655.35), abs=1e-4)
+    # Rounded to float32, by 6e-8 of white: 144 decibels.
+    assert all(value is None or value > 130 for value in [found.pop(name) for name in transparent])
+    assert len(found) == len(files) + 1 + 8 * 3
+    assert set(found.values()) == {None}  # infinite
 
 
 # --- What people do wrong --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["a.png", "missing.png"], "missing.png: no such file"),
-        (["a.png", "deep.png"], "their white is 255 and 65535"),
-        (["a.png", "folder"], "one is a folder, the other is not"),
-        (["folder", "empty"], "no image of one belongs to one of the other"),
-        (["a.png", "a.png", "--csv", "nowhere/x.csv"], "nowhere/x.csv: cannot be written: there is no such folder"),
-        (["a.png", "a.png", "--json", "folder"], "folder: cannot be written: it is not a file"),
-        (["a.png", "a.png", "--csv", "/dev/null"], "/dev/null: cannot be written: it is not a file"),
-        (["folder", "folder", "--map", "m.png"], "--map takes two files"),
-        (["a.png", "a.png", "--csv", "-", "--json", "-"], "cannot both go to stdout"),
-        (["a.png", "a.png", "--fit-scales", "--convention", "KORNIA"], "has no MS-SSIM"),
-    ],
-)
-def test_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    save(tmp_path / "a.png", crop(20, 20))
-    save(tmp_path / "folder/a.png", crop(20, 20))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(crop(20, 20).astype(np.uint16)))
-    assert cli.main(arguments) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert re.fullmatch(rf"jax-msssim: .*{re.escape(message)}.*\n", output.err)
+@pytest.fixture(scope="module")
+def wrong_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wrong")
+    pixels = crop(60, 60)
+    small = np.zeros((20, 20), np.uint8)
+    jpeg = save(folder / "a.jpg", pixels).read_bytes()
+    save(folder / "a.png", pixels)
+    save(folder / "folder/a.png", pixels)
+    (folder / "empty").mkdir()
+    save_deep(folder / "deep.png", pixels.astype(np.uint16))
+    frames = [PIL.Image.fromarray(x) for x in (pixels, 255 - pixels)]
+    frames[0].save(folder / "frames.png", save_all=True, append_images=frames[1:])
+    PIL.Image.new("CMYK", (20, 20)).save(folder / "cmyk.jpg")
+    for name, array, options in [
+        ("compressed", pixels, {"photometric": "rgb", "compression": "jpeg"}),
+        ("deflated", pixels, {"photometric": "rgb", "compression": "zlib"}),
+        ("pages", np.stack([small, small]), {}),
+        ("long", small.astype(np.int32), {}),
+        ("nan", small.astype(np.float32) * np.nan, {}),
+        ("alpha", np.stack([small] * 4, -1), {"photometric": "rgb", "extrasamples": ["assocalpha"]}),
+        ("float_alpha", np.zeros((20, 20, 4), np.float32), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        ("lab", pixels, {"photometric": "cielab"}),
+        ("volume", np.zeros((16, 16, 16), np.uint8), {"volumetric": True, "tile": (16, 16, 16)}),
+    ]:
+        tifffile.imwrite(folder / f"{name}.tif", array, **options)
+    with tifffile.TiffFile(folder / "deflated.tif") as file:
+        start = file.pages.first.dataoffsets[0]
+    whole = (folder / "deflated.tif").read_bytes()
+    deep = (folder / "deep.png").read_bytes()
+    (folder / "garbled.tif").write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
+    (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "cut.png").write_bytes(deep[: len(deep) // 2])
+    (folder / "cut.tif").write_bytes((folder / "compressed.tif").read_bytes()[:-200])
+    (folder / "empty.png").touch()
+    (folder / "text.webp").write_text("no picture at all, but some text instead")
+    return folder
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--convention", "PYTORCH"], "unknown name 'PYTORCH': use one of MATLAB"),
-        (["--map", "map.jpg"], "must end in .png"),
-        (["--max-val", "0"], "must be a number between"),
-        (["--max-val", "white"], "must be a number between"),
+        ("missing.png a.png", "missing.png: no such file"),
+        ("empty.png a.png", "empty.png: not a PNG"),
+        ("text.webp a.png", "text.webp: not a PNG"),
+        ("cut.jpg a.png", "cut.jpg: cannot be read: image file is truncated"),
+        ("cut.png a.png", "cut.png: cannot be read: image file is truncated"),
+        ("cut.tif a.png", "cut.tif: is truncated"),
+        ("garbled.tif a.png", "garbled.tif: cannot be decoded"),
+        ("frames.png a.png", "frames.png: has 2 frames"),
+        ("pages.tif a.png", "pages.tif: has 2 pages"),
+        ("long.tif a.png", "long.tif: has 32 bits a sample"),
+        ("nan.tif a.png", "nan.tif: holds NaN"),
+        ("alpha.tif a.png", "alpha.tif: has extra channels (ASSOCALPHA)"),
+        ("float_alpha.tif a.png", "float_alpha.tif: has extra channels (UNASSALPHA)"),
+        ("lab.tif a.png", "lab.tif: holds CIELAB colours"),
+        ("cmyk.jpg a.png", "cmyk.jpg: holds CMYK colours"),
+        ("volume.tif a.png", "volume.tif: has the axes ZYX"),
+        ("a.png deep.png", "a.png and deep.png: their white is 255 and 65535"),
+        ("a.png folder", "a.png and folder: one is a folder, the other is not"),
+        ("folder empty", "folder and empty: no image of one belongs to one of the other"),
+        ("a.png a.png --csv nowhere/x.csv", "nowhere/x.csv: cannot be written: there is no such folder"),
+        ("a.png a.png --json folder", "folder: cannot be written: it is not a file"),
+        ("a.png a.png --csv /dev/null", "/dev/null: cannot be written: it is not a file"),
+        ("folder folder --map m.png", "--map takes two files"),
+        ("a.png a.png --csv - --json -", "--csv and --json cannot both go to stdout"),
+        ("a.png a.png --fit-scales --convention KORNIA", "--fit-scales: this convention has no MS-SSIM"),
+        ("a.png a.png --convention PYTORCH", "error: argument --convention: unknown name 'PYTORCH': use one of MATLAB"),
+        ("a.png a.png --map map.jpg", "error: argument --map: the map is a PNG: its name must end in .png"),
+        ("a.png a.png --max-val 0", "error: argument --max-val: must be a number between"),
+        ("a.png a.png --max-val white", "error: argument --max-val: must be a number between"),
     ],
 )
-def test_wrong_options(arguments, message, capsys):
-    with pytest.raises(SystemExit) as leaving:
-        cli.main(["a.png", "b.png", *arguments])
-    assert leaving.value.code == 2
-    assert message in capsys.readouterr().err
+def test_one_line_and_status_2(arguments, message, wrong_files, command, monkeypatch):
+    monkeypatch.chdir(wrong_files)
+    status, out, told = command(*arguments.split())
+    assert (status, out, len(told)) == (2, "", 1)
+    assert told[0].startswith(f"jax-msssim: {message}")
 
 
-def test_disk_full(tmp_path, monkeypatch, capsys):
+def test_disk_full(command, monkeypatch):
     # What was there stays, nothing is left beside it, and the table is shown.
-    a = save(tmp_path / "a.png", crop(20, 20))
-    (tmp_path / "x.csv").write_text("before")
+    a = save("a.png", crop(20, 20))
+    Path("x.csv").write_text("before")
 
     def full(self, content):
         self.touch()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert cli.main([str(a), str(a), "--convention", "dm_pix", "--csv", str(tmp_path / "x.csv")]) == 2
-    output = capsys.readouterr()
-    assert output.err == f"jax-msssim: {tmp_path / 'x.csv'}: cannot be written: No space left on device\n"
-    assert lines(output.out)["ssim"] == "1"
-    assert (tmp_path / "x.csv").read_text() == "before"
-    assert sorted(os.listdir(tmp_path)) == ["a.png", "x.csv"]
+    status, out, told = command(a, a, "--convention", "dm_pix", "--csv", "x.csv")
+    assert (status, told) == (2, ["jax-msssim: x.csv: cannot be written: No space left on device"])
+    assert values_of(out)["ssim"] == "1"
+    assert Path("x.csv").read_text() == "before"
+    assert sorted(os.listdir()) == ["a.png", "x.csv"]
 
 
 @pytest.mark.slow
@@ -574,23 +490,17 @@ def test_missing_package(package, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_device(tmp_path):
+def test_stdout_that_is_full_or_closed(tmp_path):
     a = save(tmp_path / "a.png", crop(20, 20))
+    command = [*COMMAND, a, a, "--convention", "dm_pix", "--csv", "-"]
     with open("/dev/full", "w") as full:
-        finished = subprocess.run([*COMMAND, a, a, "--csv", "-"], stdout=full, stderr=subprocess.PIPE, check=False)
-    assert finished.returncode == 2
-    assert finished.stderr.decode().endswith("jax-msssim: cannot write: No space left on device\n")
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.endswith("jax-msssim: cannot write: No space left on device\n")
 
-
-@pytest.mark.slow
-def test_broken_pipe(tmp_path):
-    # The reader leaves before anything is written.
-    a = save(tmp_path / "a.png", crop(20, 20))
-    with subprocess.Popen(
-        [*COMMAND, a, a, "--convention", "dm_pix", "--csv", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        process.stdout.close()
-        told = process.stderr.read().decode()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # the reader leaves before anything is written
+        told = process.stderr.read()
     assert process.returncode == 0
     assert "BrokenPipe" not in told
 
@@ -615,20 +525,10 @@ def test_interrupt(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-# --- Help ------------------------------------------------------------------------------------------------------
-
-
-def test_help_is_the_documentation(capsys):
-    with pytest.raises(SystemExit) as leaving:
-        cli.main(["--help"])
-    assert leaving.value.code == 0
-    text = capsys.readouterr().out
+def test_help_and_version(command):
+    status, text, _ = command("--help")
     page = (ROOT / "docs" / "command_line.md").read_text()
+    assert status == 0
     assert f"```text\n$ jax-msssim --help\n{text}```" in page
     assert all(name in page for name in conventions.ALL)
-
-
-def test_version(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["--version"])
-    assert capsys.readouterr().out == f"jax_msssim {jax_msssim.__version__}\n"
+    assert command("--version")[:2] == (0, f"jax_msssim {jax_msssim.__version__}\n")

@@ -1,4 +1,4 @@
-"""Arrays of every kind, and numbers that are no numbers: the right value, or an error that says what to do."""
+"""Arrays of every kind, and numbers that are no numbers: the right value, image by image."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,8 @@ import pytest
 from compat import enable_x64
 from functions import FUNCTIONS, function_of, pair, total
 from images import random_pair
-from jax.experimental import sparse
 
-from jax_msssim import ms_ssim, ms_ssim_loss, ssim, ssim_l1_loss
+from jax_msssim import ms_ssim_loss, ssim
 
 SHAPE = (2, 9, 10, 1)
 SMALL = {"filter_size": 3}
@@ -78,34 +77,13 @@ def test_an_empty_batch_has_no_values(name, implementation):
         assert jax.jit(jax.grad(total(function)))(empty, empty).shape == empty.shape
 
 
-@pytest.mark.parametrize("shape", [(2, 0, 10, 1), (2, 9, 0, 1), (2, 9, 10, 0), (0, 9, 10, 0)])
-def test_an_image_without_pixels(shape):
-    with pytest.raises(ValueError, match="a and b have no pixels"):
-        ssim(np.zeros(shape), np.zeros(shape), **SMALL)
-
-
-@pytest.mark.parametrize("shape", [(), (10,), (9, 10)])
-def test_too_few_axes(shape):
-    with pytest.raises(ValueError, match=r"a must have shape \[..., H, W, C\].*a\[..., None\]"):
-        ssim(np.zeros(shape), np.zeros(shape), **SMALL)
-
-
 # --- types --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("dtype", "largest"),
-    [
-        ("uint8", 255),  # squares overflow, and differences wrap
-        ("int8", 127),
-        ("int16", 32767),  # a difference overflows
-        ("uint16", 65535),
-        ("int32", 2**31 - 1),
-        ("uint32", 2**32 - 1),
-        ("int64", 2**40),  # JAX has it under x64 alone
-    ],
-)
-def test_integers_do_not_overflow(dtype, largest):
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64"])
+def test_integers_do_not_overflow(dtype):
+    # Squares would overflow, and differences, which wrap without a sign. JAX has int64 under x64 alone.
+    largest = min(np.iinfo(dtype).max, 2**40)
     smallest = -largest if dtype.startswith("int") else 0
     a, b = (np.rint(smallest + (largest - smallest) * x).astype(dtype) for x in random_pair(SHAPE))
     a[0, 0, 0], b[0, 0, 0] = largest, smallest
@@ -124,19 +102,6 @@ def test_narrow_types_are_their_float32(dtype):
     expected = ssim(a.astype(np.float32), b.astype(np.float32), max_val=3, **SMALL)
     for convert in (np.asarray, jnp.asarray):
         np.testing.assert_allclose(ssim(convert(a), convert(b), max_val=3, **SMALL), expected, **FLOAT32)
-
-
-@pytest.mark.skipif(np.longdouble(0).itemsize == 8, reason="long double is float64 here")
-def test_longdouble_is_refused():
-    a, b = numpy_pair()
-    with pytest.raises(TypeError, match=r"b must hold real numbers.* at most 64 bits, got float"):
-        ssim(a, b.astype(np.longdouble), **SMALL)
-
-
-@pytest.mark.parametrize("dtype", [object, "S4", "M8[s]", [("red", "f4")]])
-def test_no_numbers(dtype):
-    with pytest.raises(TypeError, match="a must hold real numbers"):
-        ssim(np.zeros(SHAPE, dtype), np.zeros(SHAPE, dtype), **SMALL)
 
 
 def test_weak_types_neither_promote_nor_recompile():
@@ -162,96 +127,25 @@ def test_weak_types_neither_promote_nor_recompile():
 # --- NumPy arrays -------------------------------------------------------------------------------------------
 
 
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
-
-
 LAYOUTS = {
-    "read-only": read_only,
+    "read-only": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
     "negative strides": lambda x: np.ascontiguousarray(x[:, ::-1, ::-1])[:, ::-1, ::-1],
     "every other row": lambda x: np.repeat(x, 2, 1)[:, ::2],
     "Fortran order": np.asfortranarray,
     "transposed": lambda x: np.ascontiguousarray(x.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0),
     "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
     "memory-mapped": lambda x: np.ndarray.view(x, np.memmap),
+    "foreign bytes": lambda x: x.astype(x.dtype.newbyteorder()),  # as in TIFF, FITS and PFM files
     "unaligned": lambda x: np.frombuffer(b"." + x.tobytes(), x.dtype, offset=1).reshape(x.shape),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout):
-    a, b = numpy_pair()
-    a, b = LAYOUTS[layout](a), LAYOUTS[layout](b)
-    expected = ssim(*(jnp.asarray(np.ascontiguousarray(x)) for x in (a, b)), **SMALL)
-    np.testing.assert_array_equal(ssim(a, b, **SMALL), expected)
-
-
-@pytest.mark.parametrize("dtype", ["u2", "i4", "f2", "f4", "f8"])
-def test_foreign_byte_order(dtype):
-    # As in TIFF, FITS and PFM files.
-    a, b = ((x if dtype[0] == "f" else 1000 * x).astype(dtype) for x in numpy_pair())
-    swapped_a, swapped_b = (x.astype(x.dtype.newbyteorder()) for x in (a, b))
-    options = SMALL | ({} if dtype[0] in "fu" else {"max_val": 1000})
-    expected = ssim(a, b, **options)
-    np.testing.assert_array_equal(ssim(swapped_a, swapped_b, **options), expected)
-    np.testing.assert_array_equal(ssim(a, swapped_b, **options), expected)
-
-
-def test_masked_arrays_are_refused():
-    # JAX would take their data and drop the mask.
-    a, b = numpy_pair()
-    masked = np.ma.masked_where(a > 0.9, a)
-    for images in ((masked, b), (b, masked)):
-        with pytest.raises(TypeError, match=r"masked array.* where=~np.ma.getmaskarray\((a|b)\)"):
-            ssim(*images, **SMALL)
-    with pytest.raises(TypeError, match="where is a masked array"):
-        ssim(a, b, where=np.ma.masked_array(a > 0), **SMALL)
-
-
-# --- what is no array ---------------------------------------------------------------------------------------
-
-
-class LooksLikeAnArray:
-    shape, dtype, ndim = SHAPE, np.dtype(np.float32), len(SHAPE)
-
-
-def pillow():
-    return pytest.importorskip("PIL.Image").fromarray(np.zeros((9, 10, 3), np.uint8))
-
-
-def tensor():
-    return pytest.importorskip("torch").zeros(SHAPE)
-
-
-def data_frame():
-    return pytest.importorskip("pandas").DataFrame(np.zeros((9, 10)))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: np.zeros(SHAPE).tolist(),
-        lambda: tuple(np.zeros(SHAPE)),
-        lambda: sparse.BCOO.fromdense(jnp.zeros(SHAPE)),
-        lambda: jax.ShapeDtypeStruct(SHAPE, np.float32),
-        LooksLikeAnArray,
-        pillow,
-        tensor,
-        data_frame,
-    ],
-    ids=["list", "tuple", "sparse", "shape", "look-alike", "pillow", "torch", "pandas"],
-)
-def test_not_an_array(make):
-    image, other = make(), np.zeros(SHAPE, np.float32)
-    name = type(image).__name__
-    with pytest.raises(TypeError, match=f"a must be an array, got {name}"):
-        ssim(image, other, **SMALL)
-    with pytest.raises(TypeError, match=f"targets must be an array, got {name}"):
-        ssim_l1_loss(other, image, **SMALL)
-    with pytest.raises(TypeError, match=f"where must be an array, got {name}"):
-        ms_ssim(other, other, where=image, **TWO_SCALES)
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_layouts(layout, dtype):
+    a, b = (x if dtype == "float32" else (1000 * x).astype(dtype) for x in numpy_pair())
+    expected = ssim(*(LAYOUTS[layout](x).astype(dtype, order="C") for x in (a, b)), **SMALL)
+    np.testing.assert_array_equal(ssim(LAYOUTS[layout](a), LAYOUTS[layout](b), **SMALL), expected)
 
 
 def test_flax_variables_are_arrays():
@@ -264,9 +158,6 @@ def test_flax_variables_are_arrays():
     np.testing.assert_allclose(gradient[...], jax.grad(lambda a: ssim(a, b, **SMALL).sum())(a), rtol=1e-5, atol=1e-7)
 
 
-# --- devices ------------------------------------------------------------------------------------------------
-
-
 def test_images_stay_on_their_device():
     device = jax.devices()[3]
     a, b = numpy_pair()
@@ -274,9 +165,3 @@ def test_images_stay_on_their_device():
     values, gradient = jax.vjp(lambda x: ssim(x, b, **options), jax.device_put(a, device))  # b is on none yet
     assert values.devices() == gradient(values)[0].devices() == {device}
     np.testing.assert_allclose(values, ssim(a, b, **options), **FLOAT32)
-
-
-def test_images_on_two_devices():
-    a, b = (jax.device_put(x, device) for x, device in zip(numpy_pair(), jax.devices()[3:5], strict=True))
-    with pytest.raises(ValueError, match="incompatible devices"):
-        ssim(a, b, **SMALL)

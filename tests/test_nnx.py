@@ -13,6 +13,8 @@ import optax
 import pytest
 from flax import nnx
 from images import random_pair
+from test_api import KEYWORDS, parameters
+from test_checks import calls, check
 from test_sharding import over_batch
 
 import jax_msssim
@@ -20,11 +22,7 @@ from jax_msssim.nnx import DSSIM, MSSSIM, SSIM
 
 SMALL = {"filter_size": 3}
 TWO_SCALES = {"filter_size": 3, "power_factors": (0.4, 0.6)}
-METRICS = {
-    SSIM: (jax_msssim.ssim, SMALL),
-    MSSSIM: (jax_msssim.ms_ssim, TWO_SCALES),
-    DSSIM: (jax_msssim.dssim_loss, SMALL),
-}
+METRICS = [(SSIM, "ssim", SMALL), (MSSSIM, "ms_ssim", TWO_SCALES), (DSSIM, "dssim_loss", SMALL)]
 # A float32 mean of numbers below 1, and the same number computed in another order.
 FLOAT32 = {"rtol": 0, "atol": 2e-7}
 
@@ -40,10 +38,9 @@ def ssim_of(a, b, **options):
 # --- values -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric_class", METRICS)
-def test_mean_over_all_images(metric_class):
-    function, options = METRICS[metric_class]
-    metric, values = metric_class(**options), []
+@pytest.mark.parametrize(("metric_class", "like", "options"), METRICS)
+def test_mean_over_all_images(metric_class, like, options):
+    metric, values, function = metric_class(**options), [], getattr(jax_msssim, like)
     for seed, batch in enumerate([(3,), (), (3,)]):
         a, b = pair(*batch, seed=seed)
         metric.update(predictions=a, targets=b)
@@ -85,20 +82,11 @@ def test_mask_leaves_images_out():
 def test_where_leaves_pixels_out():
     a, b = pair(3)
     where = np.ones((3, 6, 7, 1), bool)
-    where[:, :, 5:] = False
-    metric = SSIM(**SMALL)
-    metric.update(predictions=np.where(where, a, np.nan), targets=b, where=where)
-    np.testing.assert_allclose(metric.compute(), ssim_of(a[:, :, :5], b[:, :, :5]).mean(), **FLOAT32)
-
-
-def test_an_image_without_a_value():
-    a, b = pair(3)
-    where = np.ones((3, 6, 7, 1), bool)
-    where[0] = False
-    metric = SSIM(**SMALL)
-    metric.update(predictions=a, targets=b, where=where, mask=where.any((1, 2, 3)))
-    np.testing.assert_allclose(metric.compute(), ssim_of(a, b)[1:].mean(), **FLOAT32)
-    metric.update(predictions=a, targets=b, where=where)
+    where[:, :, 5:], where[0] = False, False  # the first image has no value
+    metric, images = SSIM(**SMALL), {"predictions": np.where(where, a, np.nan), "targets": b, "where": where}
+    metric.update(**images, mask=where.any((1, 2, 3)))
+    np.testing.assert_allclose(metric.compute(), ssim_of(a[1:, :, :5], b[1:, :, :5]).mean(), **FLOAT32)
+    metric.update(**images)
     assert np.isnan(metric.compute())
 
 
@@ -173,10 +161,6 @@ def by_nnx_jit(update, metric, *arguments):
     return metric
 
 
-def by_pytree(update, metric, *arguments):
-    return jax.jit(lambda metric, *arguments: (update(metric, *arguments), metric)[1])(metric, *arguments)
-
-
 def by_split(update, metric, *arguments):
     graph, state = nnx.split(metric, nnx.metrics.MetricState)
 
@@ -189,7 +173,7 @@ def by_split(update, metric, *arguments):
     return nnx.merge(graph, step(state, *arguments))
 
 
-@pytest.mark.parametrize("transformed", [by_nnx_jit, by_pytree, by_split])
+@pytest.mark.parametrize("transformed", [by_nnx_jit, by_split])
 def test_compiled(transformed):
     a, b = pair(3)
     mask = np.array([True, False, True])
@@ -243,20 +227,15 @@ def test_sharded_batch(mesh):
     np.testing.assert_allclose(metric.compute(), (values.sum() + 2 * values[mask].sum()) / 18, **FLOAT32)
 
 
-# --- merging ------------------------------------------------------------------------------------------------
-
-
 def test_merge():
     (a, b), (c, d) = pair(3), pair(3, seed=1)
     metric, other = SSIM(**SMALL), SSIM(**SMALL)
     metric.update(predictions=a, targets=b)
     other.update(predictions=c, targets=d)
-    assert metric.merge(other) is None
+    assert metric.merge(other) is metric.merge(SSIM(**SMALL)) is None  # the last has seen no images
     values = np.concatenate([ssim_of(a, b), ssim_of(c, d)])
     np.testing.assert_allclose(metric.compute(), values.mean(), **FLOAT32)
     np.testing.assert_allclose(other.compute(), values[3:].mean(), **FLOAT32)
-    metric.merge(SSIM(**SMALL))  # of no images
-    np.testing.assert_allclose(metric.compute(), values.mean(), **FLOAT32)
 
 
 def test_merge_keeps_what_was_rounded_off():
@@ -267,86 +246,71 @@ def test_merge_keeps_what_was_rounded_off():
     assert metric.total[...] + np.float64(metric.compensation[...]) == 2**24 + 100
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (DSSIM(**SMALL), "other must be a SSIM too, got DSSIM"),
-        (SSIM(max_val=2), "its max_val is 2.0, not None, its filter_size is 11, not 3"),
-    ],
-)
-def test_merge_refuses_another_metric(other, message):
-    with pytest.raises(ValueError, match=message):
-        SSIM(**SMALL).merge(other)
-
-
 # --- errors -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("metric_class", "options", "error", "message"),
-    [
-        (SSIM, {"sigma": 1.5}, TypeError, "unexpected option 'sigma'.*filter_sigma"),
-        (DSSIM, {"where": None}, TypeError, "unexpected option 'where'.*argument of update"),
-        (SSIM, {"power_factors": (1.0,)}, TypeError, "SSIM got an unexpected option 'power_factors'"),
-        (SSIM, {"filter_size": 4}, ValueError, "filter_size must be odd"),
-        (SSIM, {"max_val": np.ones(2)}, TypeError, "max_val must be one number"),
-        (SSIM, {"window": [0.5, 0.2, 0.2]}, ValueError, "window must sum to 1"),
-        (MSSSIM, {"power_factors": np.ones((2, 2))}, ValueError, "power_factors must be a sequence of numbers"),
-        (MSSSIM, {"power_factors": (0.5, -0.5)}, ValueError, "power_factors must be finite and not negative"),
-        (MSSSIM, {"negative": "none"}, ValueError, "negative must be one of"),
-        (MSSSIM, {"downsample": "mean"}, ValueError, "downsample must be one of"),
-    ],
+@pytest.mark.parametrize(("metric_class", "like"), [row[:2] for row in METRICS])
+def test_signature(metric_class, like):
+    # That of the class itself is of Flax's metaclass.
+    keywords = {name: default for name, default in KEYWORDS[like].items() if name != "where"}
+    assert parameters(metric_class.__init__) == (["self"], keywords)
+
+
+UNEXPECTED = "() got an unexpected keyword argument "
+
+
+@calls(
+    ("SSIM(foo=1)", TypeError, f"SSIM{UNEXPECTED}'foo'"),
+    ("SSIM(sigma=1.5)", TypeError, f"SSIM{UNEXPECTED}'sigma'", "filter_sigma"),
+    ("MSSSIM(weights=(1.0,))", TypeError, f"MSSSIM{UNEXPECTED}'weights'", "power_factors"),
+    ("DSSIM(where=None)", TypeError, f"DSSIM{UNEXPECTED}'where'", "argument of update"),
+    ("SSIM(power_factors=(1.0,))", TypeError, f"SSIM{UNEXPECTED}'power_factors'"),
+    ("SSIM(255)", TypeError, "SSIM", "positional argument"),
+    ("SSIM(filter_size=4)", ValueError, "filter_size must be odd"),
+    ("SSIM(max_val=np.ones(2))", TypeError, "max_val must be one number"),
+    ("MSSSIM(power_factors=np.ones((2, 2)))", ValueError, "power_factors must be a sequence of numbers"),
+    ("MSSSIM(power_factors=(0.5, -0.5))", ValueError, "power_factors must be finite and not negative"),
+    ("MSSSIM(downsample='mean')", ValueError, "downsample must be one of"),
+    ("jax.jit(lambda x: MSSSIM(power_factors=x).compute())(np.ones(2))", TypeError, "power_factors must be plain Pyth"),
+    ("SSIM().merge(DSSIM())", ValueError, "other must be a SSIM too, got DSSIM"),
+    ("SSIM(filter_size=3).merge(SSIM(max_val=2))", ValueError, "other must", "max_val is 2.0, not None", "11, not 3"),
 )
-def test_option_errors(metric_class, options, error, message):
-    with pytest.raises(error, match=message):
-        metric_class(**options)
+def test_errors(row):
+    check(*row, names=globals())
 
 
-def test_traced_option():
-    with pytest.raises(TypeError, match="power_factors must be plain Python or NumPy numbers"):
-        jax.jit(lambda power_factors: MSSSIM(power_factors=power_factors).compute())(np.ones(2))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"mask": [True, True, False]}, TypeError, "mask must be an array, got list"),
-        ({"mask": np.ones(3, np.float32)}, TypeError, "mask must be boolean.*float32"),
-        ({"mask": np.ones((3, 1), bool)}, ValueError, r"shape \[3\], got \[3, 1\]"),
-        ({"mask": np.ones((3, 6, 7, 1), bool)}, ValueError, "passed as where"),
-        ({"targets": np.zeros((3, 6, 6, 2), np.float32)}, ValueError, "predictions and targets must have the same"),
-        ({"where": np.ones((3, 6, 7, 1))}, TypeError, "where must be boolean"),
-    ],
-)
-def test_update_errors(arguments, error, message):
-    a, b = pair(3)
-    metric = SSIM(**SMALL)
-    with pytest.raises(error, match=message):
+def update(**arguments):
+    """An update of three images that fails leaves the metric as it was."""
+    metric, (a, b) = SSIM(**SMALL), pair(3)
+    try:
         metric.update(**({"predictions": a, "targets": b} | arguments))
-    assert metric.count[...] == 0
+    finally:
+        assert metric.count[...] == 0
+
+
+@calls(
+    ("update(mask=[True, True, False])", TypeError, "mask must be an array, got list"),
+    ("update(mask=np.ones(3, np.float32))", TypeError, "mask must be boolean", "float32"),
+    ("update(mask=np.ones((3, 1), bool))", ValueError, "mask must have one value per image, shape [3], got [3, 1]"),
+    ("update(mask=np.ones((3, 6, 7, 1), bool))", ValueError, "mask must", "passed as where"),
+    ("update(targets=np.zeros((3, 6, 6, 2)))", ValueError, "predictions and targets must have the same"),
+    ("update(where=np.ones((3, 6, 7, 1)))", TypeError, "where must be boolean"),
+)
+def test_update_errors(row):
+    check(*row, names=globals())
 
 
 def test_without_flax():
     # In a process of its own, where Flax cannot be imported.
-    program = """
-import sys
-sys.modules["flax"] = None
-import jax_msssim
-try:
-    import jax_msssim.nnx
-except ImportError as error:
-    print(error)
-"""
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert 'pip install "jax_msssim[flax]"' in process.stdout
-
-
-# --- what the module's docstring says of others -------------------------------------------------------------
+    program = "import sys; sys.modules['flax'] = None; import jax_msssim; import jax_msssim.nnx"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "ImportError: jax_msssim.nnx needs Flax" in process.stderr
+    assert 'pip install "jax_msssim[flax]"' in process.stderr
 
 
 @pytest.mark.slow  # five scales
 @jax.numpy_dtype_promotion("standard")  # clu divides by an integer
-def test_clu():
+def test_clu():  # as the module's docstring says
     pytest.importorskip("clu.metrics")
     (line,) = re.findall(r"^    (\w+ = clu\..*)$", sys.modules[SSIM.__module__].__doc__, re.MULTILINE)
     namespace = {"clu": sys.modules["clu"], "jax_msssim": jax_msssim}
@@ -356,7 +320,7 @@ def test_clu():
     np.testing.assert_allclose(metric.compute(), jax_msssim.ms_ssim(a, b)[0], **FLOAT32)
 
 
-def test_linen_train_state():
+def test_linen_train_state():  # and this, too
     namespace = {"nnx": nnx, "__name__": "example"}
     for example in doctest.DocTestParser().get_examples(sys.modules[SSIM.__module__].__doc__):
         exec(example.source, namespace)
@@ -368,7 +332,4 @@ def test_linen_train_state():
 
     state = namespace["TrainState"].create(apply_fn=None, params={}, tx=optax.identity(), metric=SSIM(**SMALL))
     a, b = pair(3)
-    for _ in range(2):
-        state = step(state, a, b)
-    assert state.metric.count[...] == 6
-    np.testing.assert_allclose(state.metric.compute(), ssim_of(a, b).mean(), **FLOAT32)
+    np.testing.assert_allclose(step(state, a, b).metric.compute(), ssim_of(a, b).mean(), **FLOAT32)

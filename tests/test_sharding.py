@@ -1,19 +1,19 @@
 """A sharded batch stays where it is, whatever the mesh; images themselves are not to be sharded."""
 
-import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from functions import FUNCTIONS, assert_same, conv_is_slow, function_of, pair, total
+from functions import FUNCTIONS, assert_same, function_of, pair, total
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_msssim import ms_ssim, ssim, ssim_loss
+from jax_msssim import ssim, ssim_loss
 
 COLLECTIVES = re.compile("all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter")
 SHAPE = (8, 9, 10, 1)
+IN_BLOCKS = (8, 150, 12, 1)  # three of them, on a CPU
 # Programs for one image and for eight order the same float32 sums otherwise; a gradient sums hundreds of such terms.
 VALUE, GRADIENT = 2e-6, 1e-5
 
@@ -44,69 +44,70 @@ def value_and_gradients(function):
     return of
 
 
-def check(mesh, function, *arrays):
+def meshes(**axes):
+    """A mesh of these axes, of either type."""
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        yield jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(axis_type,) * len(axes))
+
+
+def check(function, *arrays, **axes):
     """The same outputs as without a mesh, on the devices of their images, and nothing moved."""
-    got, collectives = run(function, *over_batch(mesh, *arrays))
-    assert collectives == set()
-    assert stays_over_batch(mesh, got)
-    assert_same(jax.device_get(got), jax.device_get(jax.jit(function)(*arrays)), GRADIENT)
+    expected = jax.device_get(jax.jit(function)(*arrays))
+    for mesh in meshes(**axes or {"batch": 8}):
+        with jax.set_mesh(mesh):
+            got, collectives = run(function, *over_batch(mesh, *arrays))
+        assert collectives == set()
+        assert stays_over_batch(mesh, got)
+        assert_same(jax.device_get(got), expected, GRADIENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("implementation", ["stencil", "conv"])
+def test_batch(name, implementation):
+    check(value_and_gradients(function_of(name, implementation=implementation)), *pair(*SHAPE))
+
+
+@pytest.mark.parametrize("name", ["ms_ssim", pytest.param("ssim_l1_loss", marks=pytest.mark.slow)])
+def test_blocks_of_rows(name):
+    check(value_and_gradients(function_of(name)), *pair(*IN_BLOCKS))
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "ms_ssim" else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+    ("name", "implementation"),
+    [
+        ("ssim_loss", "stencil"),
+        *(pytest.param("ms_ssim_loss", name, marks=pytest.mark.slow) for name in ("stencil", "conv")),
+    ],
 )
-def test_batch(name, mesh):
-    check(mesh, value_and_gradients(function_of(name)), *pair(*SHAPE))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ssim_l1_loss", "ms_ssim"])
-def test_batch_by_convolution(name, mesh):
-    check(mesh, value_and_gradients(function_of(name, implementation="conv")), *pair(*SHAPE))
-
-
-def test_two_scales_at_once(mesh, small_blocks):
-    options = {"filter_size": 3, "power_factors": np.array([0.2, 0.3, 0.5])}
-    check(mesh, value_and_gradients(functools.partial(ms_ssim, **options)), *pair(8, 16, 12, 1))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ssim", "ms_ssim_loss"])
-def test_blocks_of_rows(name, mesh, small_blocks):
-    check(mesh, value_and_gradients(function_of(name)), *pair(8, 2, 14, 13, 1))
-
-
-@conv_is_slow
-def test_mask_in_blocks_of_rows(implementation, mesh, small_blocks):
-    a, b = pair(8, 14, 13, 1)
-    where = jnp.asarray(np.random.default_rng(2).random(a.shape) > 0.02)
-    function = function_of("ssim", min_coverage=0.5, implementation=implementation)
-    check(mesh, lambda a, b, where: value_and_gradients(function)(a, b, where=where), a, b, where)
-
-
-@conv_is_slow
-@pytest.mark.parametrize("whole", ["targets", "where"])
-def test_what_is_whole_is_cut(whole, implementation, mesh, small_blocks):
-    # One of them lies on every device, and no other array is gathered for it.
-    arrays = dict(zip(("predictions", "targets"), pair(8, 14, 13, 1), strict=True))
-    arrays["where"] = np.random.default_rng(2).random(arrays["targets"].shape) > 0.02
-    sharded = {name: NamedSharding(mesh, PartitionSpec(None if name == whole else "batch")) for name in arrays}
-    function = function_of("ms_ssim_loss", min_coverage=0.5, implementation=implementation)
+def test_what_is_whole_is_cut(name, implementation):
+    # One of them lies on every device, and no other array is gathered for it. With a mask, in blocks of rows.
+    a, b = pair(*IN_BLOCKS)
+    where = np.random.default_rng(2).random(IN_BLOCKS) > 0.02
+    function = function_of(name, min_coverage=0.5, implementation=implementation)
 
     def value_and_gradient(predictions, targets, where):
         loss = function(predictions, targets, where=where)
         return loss, jax.grad(lambda x: function(x, targets, where=where).sum())(predictions)
 
-    got, collectives = run(value_and_gradient, *(jax.device_put(x, sharded[name]) for name, x in arrays.items()))
-    assert collectives == set()
-    assert stays_over_batch(mesh, got)
-    assert_same(jax.device_get(got), jax.device_get(jax.jit(value_and_gradient)(*arrays.values())), GRADIENT)
+    expected = jax.device_get(jax.jit(value_and_gradient)(a, b, where))
+    for mesh in meshes(batch=8):
+        for whole in (1, 2):
+            arrays = [*over_batch(mesh, a, b, where)]
+            arrays[whole] = jax.device_put(arrays[whole], NamedSharding(mesh, PartitionSpec()))
+            with jax.set_mesh(mesh):
+                got, collectives = run(value_and_gradient, *arrays)
+            assert collectives == set()
+            assert stays_over_batch(mesh, got)
+            assert_same(jax.device_get(got), expected, GRADIENT)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
-def test_vmap_over_a_sharded_batch(name, mesh):
-    check(mesh, jax.vmap(value_and_gradients(function_of(name))), *pair(*SHAPE))
+@pytest.mark.parametrize("name", ["ssim", "ms_ssim_l1_loss"])
+def test_vmap_and_a_model_axis(name):
+    function = value_and_gradients(function_of(name))
+    check(jax.vmap(function), *pair(*SHAPE))
+    check(function, *pair(*SHAPE), batch=4, model=2)  # the images are the same along the model axis
 
 
 def test_max_val_outside_jit(mesh):
@@ -130,20 +131,10 @@ def test_training_step(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ssim", "ms_ssim_l1_loss"])
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def test_mesh_with_a_model_axis(name, axis_type):
-    # The images are the same along the model axis.
-    mesh = jax.make_mesh((4, 2), ("batch", "model"), axis_types=(axis_type,) * 2)
-    with jax.set_mesh(mesh):
-        check(mesh, value_and_gradients(function_of(name)), *pair(*SHAPE))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssim_map", "ssim_l1_loss", "ms_ssim_loss"])
-def test_inside_shard_map(name, mesh, small_blocks):
+def test_inside_shard_map(name, mesh):
     batch = PartitionSpec("batch")
-    images = pair(*SHAPE)
+    images = pair(*IN_BLOCKS)
     function = value_and_gradients(function_of(name))
     got, collectives = run(jax.shard_map(function, in_specs=batch, out_specs=batch), *over_batch(mesh, *images))
     assert collectives == set()

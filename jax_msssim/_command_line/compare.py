@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_msssim import _pyramid
+from jax_msssim import _scales
 from jax_msssim._command_line.images import ImageError, luma, read_image
 from jax_msssim._losses import ms_ssim_loss, ssim_loss
-from jax_msssim._ms_ssim import WANG2003, fit_power_factors
+from jax_msssim._ms_ssim import fit_power_factors
+from jax_msssim._options import WANG2003
 from jax_msssim.conventions import Convention
 
 _THREADS = min(8, os.cpu_count() or 1)
@@ -135,7 +136,7 @@ def load(pair: Pair, settings: Settings) -> Loaded:
 def smallest_side(convention: Convention) -> int:
     """Of images that have the five scales of MS-SSIM."""
     assert convention.ms_ssim is not None
-    return _pyramid.smallest_side(11, convention.ms_ssim["downsample"], len(WANG2003) - 1)
+    return _scales.smallest_side(11, convention.ms_ssim["downsample"], len(WANG2003) - 1)
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -1,0 +1,35 @@
+"""The interface of an implementation: what SSIM and MS-SSIM need of local means and variances."""
+
+from abc import ABC, abstractmethod
+
+import jax
+
+from jax_msssim._scales import Pyramid, Scale
+from jax_msssim._terms import Constants, Term
+from jax_msssim._windows import Window
+
+
+class Implementation(ABC):
+    """One way to compute local statistics: ``"stencil"`` or ``"conv"``.
+
+    Callers jit, differentiate and map these functions. Batch axes are kept as they are: they may be sharded.
+    """
+
+    @abstractmethod
+    def centre(self, image: jax.Array, where: jax.Array | None, spatial_ndim: int) -> jax.Array:
+        """A number near the pixels of each image to measure them from, ``[..., 1, 1, 1 or C]``, without derivative."""
+
+    @abstractmethod
+    def term_map(self, term: Term, scale: Scale, constants: Constants, window: Window) -> jax.Array:
+        """The term's value at every position of a padded scale, ``[..., *positions, C]``, whether it counts or not."""
+
+    @abstractmethod
+    def counted(self, scale: Scale, window: Window) -> jax.Array | None:
+        """Which positions of a padded scale count: those whose window has little enough masked. None: all."""
+
+    @abstractmethod
+    def term_means(self, pyramid: Pyramid, first: Scale, constants: Constants) -> list[tuple[jax.Array, ...]]:
+        """At each scale the mean of each of its terms over the positions that count, ``[..., C]``; NaN where none does.
+
+        ``first`` is the first scale, neither centred nor padded.
+        """

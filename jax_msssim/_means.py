@@ -1,0 +1,81 @@
+"""Means over positions, with all the digits of float32, and what they need of arrays."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def spatial_axes(x: jax.Array, spatial_ndim: int) -> range:
+    """The axes of an image that are filtered and halved."""
+    return range(x.ndim - 1 - spatial_ndim, x.ndim - 1)
+
+
+def stacked(*arrays: jax.Array) -> jax.Array:
+    """Arrays of one shape along a new first axis. XLA's CPU backend makes one loop of what computes them."""
+    return lax.concatenate([lax.expand_dims(x, (0,)) for x in arrays], 0)
+
+
+def or_one(x: jax.Array) -> jax.Array:
+    """To divide by where nothing is left."""
+    # Not jnp.where, a call inside others: on that the partitioner of JAX 0.9 crashes where the batch is sharded.
+    return lax.select(x > 0, x, lax.full_like(x, 1))
+
+
+def mean_positions(x: jax.Array, counted: jax.Array | None, axes: range) -> jax.Array:
+    """The mean over some axes, of the positions that count; NaN where none does."""
+    if counted is None:
+        return mean_of_map(x, axes)
+    total, share = (mean_of_map(y, axes) for y in (jnp.where(counted, x, 0), counted.astype(x.dtype)))
+    # Chosen after the division, so that the gradient is 0 and not NaN where no position counts.
+    return jnp.where(share > 0, total / or_one(share), jnp.nan)
+
+
+def mean_by_axis(x: jax.Array, axes: range) -> jax.Array:
+    """The mean over some axes, one after another.
+
+    One float32 chain over two million positions is off by 5e-5. XLA makes one chain of a sum of sums, too, but not of a
+    mean of means.
+    """
+    for _ in axes:
+        x = x.mean(axes.start)
+    return x
+
+
+def mean_of_map(x: jax.Array, axes: range) -> jax.Array:
+    """:func:`mean_by_axis`, as a line of the map plus the mean of what differs from it.
+
+    Where the map is nearly constant, as for flat images and patterns, the roundings of a sum have one sign: 4096 lines
+    were off by 1.4e-5. The differences from a line sum to little or nothing.
+    """
+    for _ in axes:
+        line = reference_line(x, axes.start)
+        x = (line + (x - line).mean(axes.start, keepdims=True)).squeeze(axes.start)
+    return x
+
+
+def reference_line(x: jax.Array, axis: int) -> jax.Array:
+    """The smaller of two lines of a map along an axis, which keeps size 1.
+
+    Two, since a line that is far above the mean brings its own rounding: where images differ in the last line alone,
+    and that was the reference, a mean over 2048 lines was off by 2e-5.
+    """
+    size = x.shape[axis]
+    middle, last = (lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (size // 2, size - 1))
+    return lax.stop_gradient(lax.min(middle, last))
+
+
+def channel_means(x: jax.Array, where: jax.Array | None, spatial_ndim: int) -> jax.Array:
+    """The mean of each channel over the valid pixels, with spatial axes of size 1: a number to measure others from."""
+    axes = spatial_axes(x, spatial_ndim)
+    if where is None:
+        for axis in axes:
+            x = x.mean(axis, keepdims=True)
+    else:
+        x, count = jnp.where(where, x, 0), where.astype(x.dtype)
+        for axis in axes:
+            x, count = x.sum(axis, keepdims=True), count.sum(axis, keepdims=True)
+        x = x / jnp.maximum(count, 1)
+    # Any number near the mean serves, but it must be the same everywhere. XLA may compute the mean's last product again
+    # where it is used, unrounded (FMA). So it is rounded once more, by a bit.
+    kind = jnp.finfo(x.dtype)
+    return lax.reduce_precision(lax.stop_gradient(x), exponent_bits=kind.nexp, mantissa_bits=kind.nmant - 1)
