@@ -158,7 +158,7 @@ def _values(layout: Layout, terms, axes, so_far, mass, centres, constants: Const
         so_far, mass = along(layout, so_far, mass, axis)
     local = Moments.of(so_far)
     statistics, weights = _statistics(layout, local, centres), _weights(layout, local.mean_s, counted, i)
-    return stacked(*(weights * value_of(term, *statistics, constants) for term in terms))
+    return layout.stack(*(weights * value_of(term, *statistics, constants) for term in terms))
 
 
 @stage(1, 2)
@@ -184,7 +184,7 @@ def _partials(layout: Layout, term, wrt, local, mass, centres, constants: Consta
     if mass is not None:
         by_moments = {name: x / mass for name, x in by_moments.items()}
     to_blur = spread(images, local, by_moments) if images else ()
-    return stacked(weights * out, *(by_constants[name] for name in own), *to_blur)
+    return layout.stack(weights * out, *(by_constants[name] for name in own), *to_blur)
 
 
 def _statistics(layout: Layout, local: Moments, centres: Pair) -> tuple[Means, Variances]:
@@ -208,7 +208,8 @@ def _weights(layout: Layout, like, counted, i):
 @stage(2)
 def _sum_rows(layout: Layout, maps, count: int) -> Parts:
     """Sums of some maps over all spatial axes but the last, of which a signal has none."""
-    x, first = maps[:count], maps.ndim - len(layout.axes)
+    x = stacked(*maps[:count]) if isinstance(maps, tuple) else maps[:count]
+    first = x.ndim - len(layout.axes)
     while x.ndim > first + 2:
         x = mean_of_map(x, range(first, first + 1)) * x.shape[first]
     if x.ndim == first + 1:

@@ -13,8 +13,11 @@ import jax
 import numpy as np
 from jax import lax
 
+from jax_msssim._means import stacked
 from jax_msssim._stencil._platforms import keep_apart
 from jax_msssim._windows import Window
+
+Stack = jax.Array | tuple[jax.Array, ...]  # arrays of one shape: along a first axis, or in a tuple
 
 
 class Axis(NamedTuple):
@@ -56,8 +59,14 @@ class Layout(NamedTuple):
         """The number of pixels in a folded image; of windows with the halo less along each axis."""
         return math.prod(shape[place] // step - less for place, step in self.axes)
 
-    def shifted(self, x: jax.Array, axis: Axis, which: int | None = None) -> list[jax.Array]:
+    def stack(self, *arrays: jax.Array) -> Stack:
+        """What a stage returns: on a CPU, whose XLA makes one loop of what computes a stack, that; else all arrays."""
+        return stacked(*arrays) if self.platform == "cpu" else arrays
+
+    def shifted(self, x: Stack, axis: Axis, which: int | None = None) -> list[jax.Array]:
         """For each tap the samples under it, of all windows along an axis; of a stack, those of ``which``."""
+        if isinstance(x, tuple):
+            return self.shifted(x[which or 0], axis)
         begin, end, place, extent = [0] * x.ndim, list(x.shape), axis.place % x.ndim, self.window.halo * axis.step
         if which is not None:  # in one slice with the shift: XLA would copy a slice that is sliced many times
             begin[0], end[0] = which, which + 1
@@ -102,9 +111,9 @@ def fold(x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def unstacked(x: jax.Array) -> list[jax.Array]:
+def unstacked(x: Stack) -> list[jax.Array]:
     """The arrays of a stack."""
-    return [lax.index_in_dim(x, k, 0, keepdims=False) for k in range(x.shape[0])]
+    return [x[k] if isinstance(x, tuple) else lax.index_in_dim(x, k, 0, keepdims=False) for k in range(len(x))]
 
 
 def weighted_sum(weights, parts) -> jax.Array:

@@ -9,8 +9,8 @@ each sample ``x`` of the window,
 and the means are the samples of the next axis (the law of total variance). With a mask the same passes carry the
 window's mass, the sum of the taps on valid pixels.
 
-Samples are stacked, as XLA's CPU backend makes one loop of what computes a stack: ``s`` and ``d`` are one array
-``[2, ...]``, their moments ``[2, 2, ...]``, means before variances. What is 1 where a pixel is valid is ``[1, ...]``.
+Samples ``s`` and ``d`` are one array ``[2, ...]``. Moments are a stack of two such arrays, means and variances. What is
+1 where a pixel is valid is ``[1, ...]``.
 """
 
 import functools
@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from jax_msssim._means import or_one, stacked
-from jax_msssim._stencil._layout import Axis, Layout, stage, unstacked, weighted_sum
+from jax_msssim._stencil._layout import Axis, Layout, Stack, stage, unstacked, weighted_sum
 from jax_msssim._stencil._platforms import per_platform
 
 
@@ -35,17 +35,17 @@ class Moments(NamedTuple):
     variance_d: jax.Array
 
     @classmethod
-    def of(cls, moments: jax.Array) -> "Moments":
+    def of(cls, moments: Stack) -> "Moments":
         """From a stack."""
         return cls(*(x for kind in unstacked(moments) for x in unstacked(kind)))
 
 
-def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis) -> tuple[jax.Array, jax.Array | None]:
-    """The moments along one more axis, of samples ``[1, 2, ...]`` or moments, and the mass where pixels are masked."""
+def along(layout: Layout, moments: Stack, mass: jax.Array | None, axis: Axis) -> tuple[Stack, jax.Array | None]:
+    """The moments along one more axis, of samples alone or of moments, and the mass where pixels are masked."""
     inside = len(moments) == 2  # the samples have a variance
     if not layout.window.halo:
-        return (moments if inside else lax.concatenate([moments, jnp.zeros_like(moments)], 0)), mass
-    pivot, taps = layout.window.pivot, np.asarray(layout.window.taps, moments.dtype)
+        return (moments if inside else layout.stack(moments[0], jnp.zeros_like(moments[0]))), mass
+    pivot, taps = layout.window.pivot, np.asarray(layout.window.taps, moments[0].dtype)
     samples = layout.shifted(moments, axis, 0)
     above = [None if k == pivot else lax.sub(x, samples[pivot]) for k, x in enumerate(samples)]
     within = layout.shifted(moments, axis, 1) if inside else [None] * len(above)
@@ -58,13 +58,15 @@ def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis
         m = weighted_sum(taps, above)
         v = weighted_sum(taps, squares(above)) - lax.square(m)
     else:
-        weights = list(map(lax.mul, taps, layout.shifted(jnp.broadcast_to(mass, moments.shape[1:]), axis)))
+        weights = list(map(lax.mul, taps, layout.shifted(jnp.broadcast_to(mass, moments[0].shape), axis)))
         total = functools.reduce(lax.add, weights)
         mass, share = total[:1], 1 / or_one(total)
         m = share * weighted_sum(weights, above)
         # A masked pivot may be far from the valid pixels, and the square of the mean most of that of the samples.
         v = share * weighted_sum(weights, squares([(0 if e is None else e) - m for e in above]))
-    return stacked(samples[pivot] + m, v), mass
+    if layout.platform == "default":  # XLA makes one kernel of the two, and two where the mean is needed elsewhere
+        m, v = lax.optimization_barrier((m, v))
+    return layout.stack(samples[pivot] + m, v), mass
 
 
 _along = stage(3)(along)
@@ -72,20 +74,20 @@ _along = stage(3)(along)
 
 def passes(layout: Layout, samples: jax.Array, valid: jax.Array | None, axes: tuple[Axis, ...]):
     """The moments along some axes and the mass, a stage for each axis."""
-    moments, mass = lax.expand_dims(samples, (0,)), valid
+    moments, mass = (samples,), valid
     for axis in axes:
         moments, mass = layout.stage(_along, moments, mass, axis)
     return moments, mass
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def moments(layout: Layout, samples: jax.Array, valid: jax.Array | None) -> jax.Array:
+def moments(layout: Layout, samples: jax.Array, valid: jax.Array | None) -> Stack:
     """The moments in every window."""
     if layout.platform is not None:
         return passes(layout, samples, valid, layout.axes)[0]
     # As arrays with nothing before the batch, where vmap adds an axis.
     arrays = per_platform(_moments_on, _outline, layout, unstacked(samples), None if valid is None else valid[0])
-    return stacked(stacked(*arrays[:2]), stacked(*arrays[2:]))
+    return layout.stack(stacked(*arrays[:2]), stacked(*arrays[2:]))
 
 
 def _moments_on(platform, layout: Layout, samples, valid):
@@ -106,7 +108,7 @@ def _moments_jvp(layout: Layout, primals, tangents):
     mass = 1 if valid is None else lax.expand_dims(coverage(layout, valid)[0], (0,))
     by_mean, by_square = (functools.reduce(layout.blur, layout.axes, y) / mass for y in (dx, x * dx))
     value = moments(layout, x, valid)
-    return value, stacked(by_mean, 2 * (by_square - value[0] * by_mean))
+    return value, layout.stack(by_mean, 2 * (by_square - value[0] * by_mean))
 
 
 def coverage(layout: Layout, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -125,7 +127,7 @@ def spread(images: tuple[str, ...], moments: Moments, by: dict[str, jax.Array]) 
     return (*means, by["variance_s"], by["variance_d"])
 
 
-def adjoint(layout: Layout, images: tuple[str, ...], stack: jax.Array, first: int, samples: jax.Array, valid):
+def adjoint(layout: Layout, images: tuple[str, ...], stack: Stack, first: int, samples: jax.Array, valid):
     """The derivative turned round: gradient images for ``"a"``, ``"b"`` or both, in three linear blurs or four.
 
     What :func:`spread` gives lies in a stack, from a ``first`` array on.
@@ -138,11 +140,13 @@ def adjoint(layout: Layout, images: tuple[str, ...], stack: jax.Array, first: in
 @stage(2)
 def _with_margins(layout: Layout, stack, first: int):
     # A stage of its own: fused into the one before or after, it makes scalar code of that.
-    x = stack[first:]
-    margins = [(0, 0, 0)] * x.ndim
-    for place, step in layout.axes:
-        margins[place] = (layout.window.halo * step, layout.window.halo * step, 0)
-    return lax.pad(x, lax.full((), 0, x.dtype), margins)
+    def pad(x):
+        margins = [(0, 0, 0)] * x.ndim
+        for place, step in layout.axes:
+            margins[place] = (layout.window.halo * step, layout.window.halo * step, 0)
+        return lax.pad(x, lax.full((), 0, x.dtype), margins)
+
+    return jax.tree.map(pad, stack[first:])
 
 
 @stage(1)
@@ -156,11 +160,11 @@ def _gradients(layout: Layout, images, blurred, samples, valid):
     return {name: (1 if valid is None else valid[0]) * (gradients[name] + rest) for name in images}
 
 
-def _blurred(layout: Layout, x):
+def _blurred(layout: Layout, stack: Stack) -> Stack:
     """Blurred along all axes, a stage for each."""
-    return functools.reduce(functools.partial(layout.stage, _blur), layout.axes, x)
+    return functools.reduce(functools.partial(layout.stage, _blur), layout.axes, stack)
 
 
 @stage(2)
-def _blur(layout: Layout, x, axis: Axis):
-    return layout.blur(x, axis)
+def _blur(layout: Layout, stack, axis: Axis):
+    return jax.tree.map(lambda x: layout.blur(x, axis), stack)
