@@ -193,16 +193,12 @@ def prepare_ms_ssim(
     return MSSSIMOptions(local, scales, downsample, luminance, negative, channel_mean), images, weights
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluate(function: Callable[..., Any], options: Any, images: Images, *numbers: Array) -> Any:
     """``function(options, images, *numbers)``, compiled; every array it returns begins with the batch axes."""
-    result = _compiled(function, options, images, *numbers)
+    result = function(options, images, *numbers)
     chex.assert_tree_shape_prefix(result, images.batch)
     return result
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(function, options, images, *numbers):
-    return function(options, images, *numbers)
 
 
 def _check_size(names, shape, padding: Padding, taps: int, scales: int, downsample: Downsample) -> None:

@@ -2,8 +2,8 @@ r"""The terms of SSIM at one position, from local means and variances.
 
 With ``s = a + b`` and ``d = a - b``, ``M`` the local means and ``V`` the local variances,
 
-    l  = (2 Ma Mb + C1) / (Ma^2 + Mb^2 + C1) = 1 - 2 Md^2 / (Ms^2 + Md^2 + 2 C1) cs = (2 Cab   + C2) / (Va   + Vb   +
-    C2) = 1 - 2 Vd   / (Vs   + Vd   + 2 C2)
+    l  = (2 Ma Mb + C1) / (Ma^2 + Mb^2 + C1) = 1 - 2 Md^2 / (Ms^2 + Md^2 + 2 C1)
+    cs = (2 Cab   + C2) / (Va   + Vb   + C2) = 1 - 2 Vd   / (Vs   + Vd   + 2 C2)
 
 which is the papers' definition (Wang et al. 2004, equations 6 and 13) with ``Vs - Vd = 4 Cab`` and ``Vs + Vd = 2 (Va +
 Vb)``. The right-hand form says more to a computer: a covariance, which is a difference of large numbers, is gone; what

@@ -53,7 +53,7 @@ def folded(scale: Scale, constants: Constants) -> tuple[Scale, Constants]:
 
 def map_of_term(layout: Layout, term: Term, scale: Scale, constants: Constants) -> jax.Array:
     """The term at every window."""
-    local = Moments.of(moments(layout, _samples(layout, scale, None), _valid(layout, scale, None)))
+    local = Moments.of(moments(layout, *_samples(layout, scale, None)))
     return value_of(term, *_statistics(layout, local, scale.centres), constants)
 
 
@@ -108,7 +108,7 @@ def _blocks(layout: Layout, shape) -> Blocks | None:
 
 
 def _block(layout: Layout, terms, wrt, scale: Scale, constants: Constants, i) -> Sums:
-    samples, valid = _samples(layout, scale, i), _valid(layout, scale, i)
+    samples, valid = _samples(layout, scale, i)
     mass, counted = (None, None) if valid is None else coverage(layout, valid)
     images = tuple(name for name in wrt if name in IMAGES)
     shared = scale.centres, constants, counted, i
@@ -132,23 +132,19 @@ def _block(layout: Layout, terms, wrt, scale: Scale, constants: Constants, i) ->
     return Sums([layout.stage(_sum_rows, *each) for each in maps], gradients)
 
 
-def _samples(layout: Layout, scale: Scale, i) -> jax.Array:
-    """The sum and the difference in a block."""
+def _samples(layout: Layout, scale: Scale, i) -> tuple[jax.Array, jax.Array | None]:
+    """The sum and the difference in a block, and 1 where a pixel is valid."""
+    valid = scale.valid
+    if valid is not None:
+        valid = lax.expand_dims(layout.block(valid, i).astype(scale.images[0].dtype), (0,))
     if isinstance(scale.images, tuple):
-        return layout.stage(_load, scale.images, scale.centres, i)
-    return layout.block(scale.images, i)
+        return layout.stage(_load, scale.images, scale.centres, i), valid
+    return layout.block(scale.images, i), valid
 
 
 @stage()
 def _load(layout: Layout, images, centres, i):
     return stacked(*centred(*(layout.block(x, i) for x in images), *centres))
-
-
-def _valid(layout: Layout, scale: Scale, i) -> jax.Array | None:
-    """1 where a pixel of a block is valid."""
-    if scale.valid is None:
-        return None
-    return lax.expand_dims(layout.block(scale.valid, i).astype(scale.images[0].dtype), (0,))
 
 
 @stage(1, 2)

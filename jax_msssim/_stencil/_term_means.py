@@ -54,15 +54,13 @@ def _term_means_jvp(pyramid: Pyramid, primals, tangents):
     for j, (means, gradients) in enumerate(results):
         of_terms = dict(zip(pyramid.terms[j], map(jnp.zeros_like, means), strict=True))
         for (term, name), gradient in gradients.items():
-            of_terms[term] += _derivative(gradient, at_scales[name][j], pyramid.window.spatial_ndim)
+            dx = at_scales[name][j]
+            if name in IMAGES:
+                of_terms[term] += mean_by_axis(gradient * dx, spatial_axes(dx, pyramid.window.spatial_ndim))
+            else:
+                of_terms[term] += gradient * dx.reshape(*dx.shape[: -pyramid.window.spatial_ndim - 1], 1)
         derivatives.append(tuple(of_terms.values()))
     return [means for means, _ in results], derivatives
-
-
-def _derivative(gradient, dx, spatial_ndim: int):
-    if gradient.ndim == dx.ndim:  # of an image
-        return mean_by_axis(gradient * dx, spatial_axes(dx, spatial_ndim))
-    return gradient * dx.reshape(*dx.shape[: -spatial_ndim - 1], 1)
 
 
 def _means_and_gradients(pyramid: Pyramid, wrt: tuple[str, ...], operands: Operands):
