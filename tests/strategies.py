@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 LARGEST = 1e15  # of a pixel and of max_val, by the library's contract
 BATCH = 8  # pairs
-FEW, MANY = 4, 20  # batches of a case, in the quick and in the slow part
+FEW, MANY = 4, 12  # batches of a case, in the quick and in the slow part
 
 
 class Content(NamedTuple):
