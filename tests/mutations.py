@@ -79,7 +79,11 @@ FAULTS = [
     Fault("_stencil/_layout.py", "(self.blocks.rows + self.window.halo) *", "self.blocks.rows *"),
     Fault("_stencil/_blocks.py", "rows >= i * layout.blocks.rows", "rows >= 0"),
     Fault("_stencil/_blocks.py", "layout.block(whole, i) + gradients[name]", "gradients[name]"),
-    Fault("_stencil/_blocks.py", "Blocks(-(-windows // count), windows)", "Blocks(windows // count, windows)"),
+    Fault(
+        "_stencil/_blocks.py",
+        "lax.fori_loop(0, -(-blocks.total // blocks.rows)",
+        "lax.fori_loop(0, blocks.total // blocks.rows",
+    ),
     Fault("_stencil/_blocks.py", 'if layout.platform != "cpu" or not', "if True or not"),
     # Moments under a mask, and sums.
     Fault("_stencil/_moments.py", "m = share * weighted_sum", "m = weighted_sum"),
