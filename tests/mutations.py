@@ -125,7 +125,7 @@ FAULTS = [
     Fault("_ms_ssim.py", "return -jnp.expm1(log_ms_ssim(", "return 1 - jnp.exp(log_ms_ssim("),
     Fault("_ms_ssim.py", "SOFT_EPS**2 / (2 * SOFT_EPS - x)", "SOFT_EPS"),
     Fault("_ms_ssim.py", "x, 2 * SOFT_EPS - x) if", "x, SOFT_EPS - x) if"),
-    Fault("_ms_ssim.py", "dead = whole <= least", "dead = whole < -2"),
+    Fault("_ms_ssim.py", "lax.select(x <= 0, lax.full_like", "lax.select(x < -2, lax.full_like"),
     Fault("_losses.py", "return dissimilarity(options, images) / 2", "return dissimilarity(options, images)"),
     Fault("_losses.py", "return mean / images.max_val", "return mean"),
     Fault("_losses.py", "(1 - weight) * mean_l1(options, images)", "weight * mean_l1(options, images)"),
