@@ -16,11 +16,10 @@ ELSEWHERE = {
     **dict.fromkeys(("win_size", "window_size", "kernel_size"), "filter_size"),
     **dict.fromkeys(("win_sigma", "sigma"), "filter_sigma"),
     **dict.fromkeys(("weights", "betas"), "power_factors"),
-    "K": "k1",
     "mask": "where",
 }
 REMEDIES = {
-    "k1": "Pass k1 and k2",
+    "K": "Pass k1 and k2",
     **dict.fromkeys(("size_average", "reduction"), "Nothing is reduced, there is one value per image: take its mean()"),
     **dict.fromkeys(("return_map", "full", "return_full_image"), "The map is what ssim_map returns"),
     "channel_axis": "The last axis holds the channels: use jnp.moveaxis(image, axis, -1)",
@@ -64,7 +63,7 @@ def takes(
 
 
 def _remedy(unknown: str, keywords: list[str]) -> str:
+    if unknown in REMEDIES:
+        return REMEDIES[unknown]
     meant = ELSEWHERE.get(unknown) or next(iter(difflib.get_close_matches(unknown, keywords, 1, 0.75)), unknown)
-    if meant in REMEDIES and meant not in (set(keywords) - {"k1"}):
-        return REMEDIES[meant]
     return f"Pass {meant}" if meant in keywords else f"It takes {', '.join(keywords)}"

@@ -37,6 +37,11 @@ class Sums(NamedTuple):
     gradients: dict[tuple[str, str], jax.Array]
 
 
+def differentiated(terms: tuple[Term, ...], wrt: tuple[str, ...]) -> list[tuple[Term, str]]:
+    """The terms and the operands that there are derivatives of."""
+    return [(term, name) for term in terms if term != "product" for name in wrt]
+
+
 def names(terms: tuple[Term, ...], wrt: tuple[str, ...], masked: bool) -> list[list]:
     """What is summed over positions: terms, derivatives by the constants (term and constant), positions that count."""
     constants = [name for name in wrt if name not in IMAGES]
@@ -87,7 +92,7 @@ def sums(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constants: C
     stacks = names(terms, wrt, scale.valid is not None)
     nothing = Sums(
         [(stacked(*[row] * len(stack)),) * min(len(layout.axes), 2) for stack in stacks],
-        {(term, name): zeros for term in terms if term != "product" for name in wrt if name in IMAGES},
+        {pair: zeros for pair in differentiated(terms, wrt) if pair[1] in IMAGES},
     )
     return lax.fori_loop(0, -(-blocks.total // blocks.rows), add, nothing)
 

@@ -16,10 +16,10 @@ from jax.custom_derivatives import SymbolicZero
 
 from jax_msssim._means import mean_by_axis, spatial_axes, stacked
 from jax_msssim._scales import Pair, Pyramid, Scale, centred, halved
-from jax_msssim._stencil._blocks import IMAGES, folded, names, sum_columns, sums
+from jax_msssim._stencil._blocks import IMAGES, differentiated, folded, names, sum_columns, sums
 from jax_msssim._stencil._layout import Layout, stage, unstacked
 from jax_msssim._stencil._platforms import apart, per_platform
-from jax_msssim._terms import Constants, Term
+from jax_msssim._terms import Constants
 
 
 class Operands(NamedTuple):
@@ -67,14 +67,9 @@ def _means_and_gradients(pyramid: Pyramid, wrt: tuple[str, ...], operands: Opera
     """At each scale the means of the terms, and what their derivatives are made of, by term and operand."""
     results = iter(per_platform(_all_scales, _outline, (pyramid, wrt), operands))
     return [
-        (tuple(next(results) for _ in terms), {pair: next(results) for pair in _pairs(terms, wrt)})
+        (tuple(next(results) for _ in terms), {pair: next(results) for pair in differentiated(terms, wrt)})
         for terms in pyramid.terms
     ]
-
-
-def _pairs(terms: tuple[Term, ...], wrt: tuple[str, ...]) -> list[tuple[Term, str]]:
-    """The terms and the operands that there are derivatives of."""
-    return [(term, name) for term in terms if term != "product" for name in wrt]
 
 
 def _scales(platform: str | None, pyramid: Pyramid, operands: Operands) -> tuple[Layout, list[Scale]]:
@@ -90,7 +85,7 @@ def _outline(_, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
         image = scale.images[0]
         number = image[(..., *(0,) * pyramid.window.spatial_ndim, slice(None))]
         results += [number] * len(terms)
-        results += [image if name in IMAGES else number for _, name in _pairs(terms, wrt)]
+        results += [image if name in IMAGES else number for _, name in differentiated(terms, wrt)]
     return results
 
 
@@ -118,7 +113,7 @@ def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], operands
         # Gradient images are times the number of pixels, so that a derivative is a mean. Were it a mean times a number,
         # the backward pass would begin with that product, and overflow: decibels of nearly equal images have 1e37.
         factor = layout.count(shape) / at_pixels
-        for pair in _pairs(terms, wrt):
+        for pair in differentiated(terms, wrt):
             image = each.gradients.get(pair)
             results.append(numbers[pair] / positions if image is None else layout.unfold(image) * factor)
     return results
