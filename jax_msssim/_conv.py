@@ -46,7 +46,7 @@ class Conv(Implementation):
 def _centred(scale: Scale) -> Scale:
     if scale.centred:
         return scale
-    return scale._replace(images=stacked(*centred(*scale.images, *scale.centres)), centred=True)
+    return scale._replace(images=stacked(*centred(*scale.images, *scale.centres)))
 
 
 def _halve(scale: Scale, spatial_ndim: int) -> tuple[Scale, jax.Array | None]:
@@ -70,7 +70,7 @@ def _mean_and_variance(x, weights, window: Window):
     else:
         mass = or_one(_blur(weights, window))
         mean, square = _blur(weights * x, window) / mass, _blur(weights * x * x, window) / mass
-    return mean, window.covariance_scale * jnp.maximum(square - mean * mean, 0)
+    return mean, jnp.maximum(square - mean * mean, 0)
 
 
 def _blur(x, window: Window):

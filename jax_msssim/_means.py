@@ -15,6 +15,11 @@ def stacked(*arrays: jax.Array) -> jax.Array:
     return lax.concatenate([lax.expand_dims(x, (0,)) for x in arrays], 0)
 
 
+def unstacked(x: jax.Array) -> list[jax.Array]:
+    """The arrays along a first axis."""
+    return [lax.index_in_dim(x, k, 0, keepdims=False) for k in range(len(x))]
+
+
 def or_one(x: jax.Array) -> jax.Array:
     """To divide by where nothing is left."""
     # Not jnp.where, a call inside others: on that the partitioner of JAX 0.9 crashes where the batch is sharded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
@@ -137,11 +138,11 @@ def prepare(
     """
     check_option("spatial_ndim", spatial_ndim, SpatialNdim)
     check_option("implementation", implementation, Literal[None, ImplementationName])
-    k1, k2 = check_positive("k1", k1), check_positive("k2", k2)
     taps = resolve_window(window, filter_size, filter_sigma)
-    statistics = Window(
-        taps, spatial_ndim, _covariance_scale(covariance, len(taps) ** spatial_ndim), _coverage(min_coverage)
-    )
+    statistics = Window(taps, spatial_ndim, _coverage(min_coverage))
+    k1, k2 = check_positive("k1", k1), check_positive("k2", k2)
+    # Variances times a number are variances over a smaller C2.
+    k2 /= math.sqrt(_covariance_scale(covariance, len(taps) ** spatial_ndim))
     paddings = paddings or (padding, padding)
     for mode in paddings:
         check_option("padding", mode, Padding)

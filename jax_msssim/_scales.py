@@ -29,7 +29,11 @@ class Scale(NamedTuple):
     images: Pair | jax.Array
     centres: Pair = ()
     valid: jax.Array | None = None
-    centred: bool = False
+
+    @property
+    def centred(self) -> bool:
+        """Whether the images are ``s`` and ``d``."""
+        return not isinstance(self.images, tuple)
 
     @property
     def weights(self) -> jax.Array | None:

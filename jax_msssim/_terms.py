@@ -18,6 +18,7 @@ makes them felt (1e-5 of MS-SSIM). For that case there is the ``product`` of ``l
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Term = Literal["luminance", "contrast_structure", "similarity", "product"]
 TERMS: tuple[Term, ...] = ("luminance", "contrast_structure", "similarity")
@@ -51,8 +52,16 @@ class Variances(NamedTuple):
     difference: jax.Array
 
 
-def value_of(term: Term, means: Means, variances: Variances, constants: Constants) -> jax.Array:
-    """``1 - l``, ``1 - cs`` or ``1 - l cs`` at every position, by the term's name; ``"product"`` is ``l cs``."""
+def value_of(term: Term | tuple[Term, str], means: Means, variances: Variances, constants: Constants) -> jax.Array:
+    """``1 - l``, ``1 - cs`` or ``1 - l cs`` at every position, by the term's name; ``"product"`` is ``l cs``.
+
+    With the name of a constant beside that of the term it is the derivative by the constant.
+    """
+    if isinstance(term, tuple):
+        term, name = term
+        value = lambda x: value_of(term, means, variances, constants._replace(**{name: x}))  # noqa: E731
+        constant = getattr(constants, name)
+        return jax.jvp(value, (constant,), (jnp.ones_like(constant),))[1]
     if term != "product":
         return _ratio(*fraction_of(term, means, variances, constants))
     c1, c2 = constants

@@ -16,7 +16,6 @@ class Window(NamedTuple):
 
     taps: tuple[float, ...]
     spatial_ndim: int
-    covariance_scale: float = 1.0
     min_coverage: float = 1.0
 
     @property

@@ -13,7 +13,7 @@ from jax_msssim._scales import Pyramid, Scale
 from jax_msssim._stencil._blocks import folded, map_of_term
 from jax_msssim._stencil._layout import Layout, fold
 from jax_msssim._stencil._moments import coverage
-from jax_msssim._stencil._term_means import Operands, term_means
+from jax_msssim._stencil._term_means import term_means
 from jax_msssim._terms import Constants, Term
 from jax_msssim._windows import Window
 
@@ -24,10 +24,8 @@ class Stencil(Implementation):
     def centre(self, image: jax.Array, where: jax.Array | None, spatial_ndim: int) -> jax.Array:
         # The middle pixel of the first channel. A flat image is then nothing but its centre, without a mean's rounding.
         del where  # masked pixels hold a mean
-        for axis in range(image.ndim - spatial_ndim - 1, image.ndim):
-            middle = image.shape[axis] // 2 if axis < image.ndim - 1 else 0
-            image = lax.slice_in_dim(image, middle, middle + 1, axis=axis)
-        return lax.stop_gradient(image)
+        middle = (slice(n // 2, n // 2 + 1) for n in image.shape[-spatial_ndim - 1 : -1])
+        return lax.stop_gradient(image[(..., *middle, slice(0, 1))])
 
     def term_map(self, term: Term, scale: Scale, constants: Constants, window: Window) -> jax.Array:
         layout = Layout(window, scale.images[0].shape[-1])
@@ -40,5 +38,4 @@ class Stencil(Implementation):
         return layout.unfold(coverage(layout, lax.expand_dims(fold(scale.weights), (0,)))[1])
 
     def term_means(self, pyramid: Pyramid, first: Scale, constants: Constants) -> list[tuple[jax.Array, ...]]:
-        a, b = first.images
-        return term_means(pyramid, Operands(a, b, *constants, first.centres, first.valid))
+        return term_means(pyramid, first, constants)

@@ -4,15 +4,14 @@ On a CPU a scale is worked through in blocks, so that the maps between the stage
 memory are touched for the first time. The loop runs over rows, never over the batch. Images are folded.
 """
 
-import functools
 import math
-from typing import NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_msssim._means import mean_of_map, reference_line, stacked
+from jax_msssim._means import mean_of_map, reference_line, stacked, unstacked
 from jax_msssim._scales import Pair, Scale, centred
 from jax_msssim._stencil._layout import Blocks, Layout, fold, stage
 from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes, spread
@@ -23,18 +22,9 @@ from jax_msssim._terms import Constants, Means, Term, Variances, fraction_of, va
 BLOCK_SAMPLES, BLOCK_MIN_ROWS, BLOCK_MAX_ROWS = 320_000, 32, 64
 
 IMAGES = ("a", "b")
-Parts = tuple[jax.Array, ...]  # which add up to sums over rows, [n, ..., columns * channels]
 
-
-class Sums(NamedTuple):
-    """What a scale, or a block of it, comes to.
-
-    ``rows``: sums over rows, of the maps that :func:`names` tells, one stack after another. ``gradients``: the
-    derivatives of the sums over all positions, by the names of the term and the image.
-    """
-
-    rows: list[Parts]
-    gradients: dict[tuple[str, str], jax.Array]
+# What is averaged over positions: a term, its derivative by a constant of that name, or 1 where a position counts.
+Quantity = Term | tuple[Term, str] | Literal["positions"]
 
 
 def differentiated(terms: tuple[Term, ...], wrt: tuple[str, ...]) -> list[tuple[Term, str]]:
@@ -42,11 +32,12 @@ def differentiated(terms: tuple[Term, ...], wrt: tuple[str, ...]) -> list[tuple[
     return [(term, name) for term in terms if term != "product" for name in wrt]
 
 
-def names(terms: tuple[Term, ...], wrt: tuple[str, ...], masked: bool) -> list[list]:
-    """What is summed over positions: terms, derivatives by the constants (term and constant), positions that count."""
-    constants = [name for name in wrt if name not in IMAGES]
-    stacks = [[term, *((term, name) for name in constants if term != "product")] for term in terms]
-    return [*(stacks if wrt else [list(terms)]), *([["positions"]] if masked else [])]
+def quantities(terms: tuple[Term, ...], wrt: tuple[str, ...], masked: bool) -> tuple[list[Term], list[Quantity]]:
+    """What is averaged: the terms that have gradient images, and the rest."""
+    with_gradient: list[Term] = [term for term in terms if term != "product" and set(wrt) & set(IMAGES)]
+    by_constants = [(term, name) for term, name in differentiated(terms, wrt) if name not in IMAGES]
+    rest = [*(term for term in terms if term not in with_gradient), *by_constants]
+    return with_gradient, [*rest, "positions"] if masked else rest
 
 
 def folded(scale: Scale, constants: Constants) -> tuple[Scale, Constants]:
@@ -59,42 +50,36 @@ def folded(scale: Scale, constants: Constants) -> tuple[Scale, Constants]:
 def map_of_term(layout: Layout, term: Term, scale: Scale, constants: Constants) -> jax.Array:
     """The term at every window."""
     local = Moments.of(moments(layout, *_samples(layout, scale, None)))
-    return value_of(term, *_statistics(layout, local, scale.centres), constants)
+    return value_of(term, *_statistics(local, scale.centres), constants)
 
 
-def sums(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constants: Constants, after) -> Sums:
-    """Of all positions of a scale. What ``after`` depends on is computed before (None: nothing)."""
-    like = scale.images[0]
+def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constants: Constants, after):
+    """What a scale comes to. What ``after`` depends on, ``[..., 1, 1]``, is computed before.
+
+    Returns:
+      Means over the rows of each block, ``[blocks, quantities, ..., columns * channels]``, in which positions that do
+      not count are 0; and the derivatives of sums over all positions, by the names of term and image.
+    """
+    like, (place, step) = scale.images[0], layout.axes[0]
     blocks = _blocks(layout, like.shape)
     layout = layout._replace(blocks=blocks)
     if blocks is None:
-        return _block(layout, terms, wrt, scale, constants, None)
+        rows, gradients = _block(layout, terms, wrt, scale, constants, None)
+        return [lax.expand_dims(x, (0,)) for x in rows], gradients
 
-    def add(i, total: Sums) -> Sums:
+    def add(carry, _):
+        i, wholes = carry
         rows, gradients = _block(layout, terms, wrt, scale, constants, i)
-        for name, whole in total.gradients.items():
-            part = layout.block(whole, i) + gradients[name]
-            gradients[name] = lax.dynamic_update_slice(
-                whole, part, layout.start(whole, i), allow_negative_indices=False
-            )
-        return Sums(jax.tree.map(lax.add, total.rows, rows), gradients)
+        for name, whole in wholes.items():
+            part, start = layout.block(whole, i) + gradients[name], i * blocks.rows * step
+            wholes[name] = lax.dynamic_update_slice_in_dim(whole, part, start, place, allow_negative_indices=False)
+        return (i + 1, wholes), rows
 
-    zeros = jnp.zeros_like(like)
-    if after is not None:
-        # 0 all the same, but not before that result is there: by then the memory of the coarser images is free.
-        zero = lax.convert_element_type(after[0, ..., :1] > 1e30, like.dtype)
-        zeros = jnp.broadcast_to(jnp.expand_dims(zero, range(zero.ndim, like.ndim)), like.shape)
-    row = like
-    for _ in layout.axes[1:]:
-        row = row[..., 0, :]
-    windows = blocks.rows if len(layout.axes) == 1 else row.shape[-1] // layout.channels - layout.window.halo
-    row = jnp.zeros_like(row[..., : windows * layout.channels])
-    stacks = names(terms, wrt, scale.valid is not None)
-    nothing = Sums(
-        [(stacked(*[row] * len(stack)),) * min(len(layout.axes), 2) for stack in stacks],
-        {pair: zeros for pair in differentiated(terms, wrt) if pair[1] in IMAGES},
-    )
-    return lax.fori_loop(0, -(-blocks.total // blocks.rows), add, nothing)
+    # Zeros, but not before ``after`` is there: by then the memory of the coarser images is free.
+    zeros = jnp.broadcast_to((after > 1e30).astype(like.dtype), like.shape)
+    wholes = {pair: zeros for pair in differentiated(terms, wrt) if pair[1] in IMAGES}
+    (_, gradients), rows = lax.scan(add, (jnp.zeros((), int), wholes), length=blocks.number)
+    return rows, gradients
 
 
 def _blocks(layout: Layout, shape) -> Blocks | None:
@@ -108,42 +93,39 @@ def _blocks(layout: Layout, shape) -> Blocks | None:
     if layout.window.spatial_ndim > 1:  # the "rows" of a signal are single samples
         most = min(most, BLOCK_MAX_ROWS)
     windows = rows - layout.window.halo
-    count = -(-windows // most)
-    return None if count == 1 else Blocks(-(-windows // count), windows)
+    number = -(-windows // most)
+    return None if number == 1 else Blocks(number, -(-windows // number), windows)
 
 
-def _block(layout: Layout, terms, wrt, scale: Scale, constants: Constants, i) -> Sums:
+def _block(layout: Layout, terms, wrt, scale: Scale, constants: Constants, i):
     samples, valid = _samples(layout, scale, i)
     mass, counted = (None, None) if valid is None else coverage(layout, valid)
     images = tuple(name for name in wrt if name in IMAGES)
+    with_gradient, rest = quantities(terms, wrt, valid is not None)
     shared = scale.centres, constants, counted, i
-    maps, gradients = [], {}
-    if not wrt:
-        so_far = passes(layout, samples, valid, layout.axes[:-1])
-        maps.append((layout.stage(_values, terms, layout.axes[-1:], *so_far, *shared), len(terms)))
-    else:
-        local = moments(layout, samples, valid)
-        for term in terms:
-            if term == "product":
-                maps.append((layout.stage(_values, (term,), (), local, mass, *shared), 1))
-                continue
-            stack, count = layout.stage(_partials, term, wrt, local, mass, *shared), 1 + len(wrt) - len(images)
-            maps.append((stack, count))
-            if images:
-                of_images = adjoint(layout, images, stack, count, samples, valid)
-                gradients |= {(term, name): x for name, x in of_images.items()}
-    if counted is not None:
-        maps.append((lax.expand_dims(_weights(layout, mass, counted, i), (0,)), 1))
-    return Sums([layout.stage(_sum_rows, *each) for each in maps], gradients)
+    rows, gradients = [], {}
+    if images:
+        last, local = (), moments(layout, samples, valid)
+    else:  # the last pass is fused with the values: that takes 0.9 of the time of two stages
+        last = layout.axes[-1:]
+        local, mass = passes(layout, samples, valid, layout.axes[:-1])
+    for term in with_gradient:
+        partials = _partials(layout, term, images, local, mass, *shared)
+        of_images = adjoint(layout, images, partials, samples, valid)
+        gradients |= {(term, name): x for name, x in of_images.items()}
+        rows.append(_mean_of_rows(layout, partials, 1))
+    if rest:
+        rows.append(_mean_of_rows(layout, _values(layout, tuple(rest), last, local, mass, *shared), len(rest)))
+    return rows, gradients
 
 
 def _samples(layout: Layout, scale: Scale, i) -> tuple[jax.Array, jax.Array | None]:
     """The sum and the difference in a block, and 1 where a pixel is valid."""
-    valid = scale.valid
+    valid = scale.weights
     if valid is not None:
-        valid = lax.expand_dims(layout.block(valid, i).astype(scale.images[0].dtype), (0,))
+        valid = lax.expand_dims(layout.block(valid, i), (0,))
     if isinstance(scale.images, tuple):
-        return layout.stage(_load, scale.images, scale.centres, i), valid
+        return _load(layout, scale.images, scale.centres, i), valid
     return layout.block(scale.images, i), valid
 
 
@@ -153,44 +135,43 @@ def _load(layout: Layout, images, centres, i):
 
 
 @stage(1, 2)
-def _values(layout: Layout, terms, axes, so_far, mass, centres, constants: Constants, counted, i):
-    """The values of terms at every position that counts, 0 at the others, after the passes along some more axes."""
-    for axis in axes:  # fused with the values: that takes 0.9 of the time of two stages
+def _values(layout: Layout, wanted: tuple[Quantity, ...], axes, so_far, mass, centres, constants, counted, i):
+    """The quantities at every position that counts, 0 at the others, after the passes along some more axes."""
+    for axis in axes:
         so_far, mass = along(layout, so_far, mass, axis)
     local = Moments.of(so_far)
-    statistics, weights = _statistics(layout, local, centres), _weights(layout, local.mean_s, counted, i)
-    return layout.stack(*(weights * value_of(term, *statistics, constants) for term in terms))
+    statistics, weights = _statistics(local, centres), _weights(layout, local.mean_s, counted, i)
+
+    def value(quantity: Quantity):
+        return jnp.ones_like(local.mean_s) if quantity == "positions" else value_of(quantity, *statistics, constants)
+
+    return stacked(*(weights * value(quantity) for quantity in wanted))
 
 
 @stage(1, 2)
-def _partials(layout: Layout, term, wrt, local, mass, centres, constants: Constants, counted, i):
-    """Maps to be summed, and what the adjoint blurs, in one stack."""
-    local, own = Moments.of(local), [name for name in wrt if name not in IMAGES]
+def _partials(layout: Layout, term, images, local, mass, centres, constants: Constants, counted, i):
+    """A term at every position that counts, and what the adjoint blurs."""
+    local = Moments.of(local)
     moving = Moments._fields if term != "contrast_structure" else ("variance_s", "variance_d")
 
-    def fraction(moving, own_constants):
-        statistics = _statistics(layout, local._replace(**moving), centres)
-        return fraction_of(term, *statistics, constants._replace(**own_constants))
+    def fraction(moving):
+        return fraction_of(term, *_statistics(local._replace(**moving), centres), constants)
 
     # Not the derivative of the quotient, nor by means that a term does not have: of that come arrays of ones and of
     # zeros, which JAX takes out of the loop, and each stage reads from memory.
-    at_each_window = {name: jnp.broadcast_to(getattr(constants, name), local.mean_s.shape) for name in own}
-    (part, whole), pullback = jax.vjp(fraction, {name: getattr(local, name) for name in moving}, at_each_window)
+    (part, whole), pullback = jax.vjp(fraction, {name: getattr(local, name) for name in moving})
     reciprocal = 1 / whole
     out = part * reciprocal
     weights = _weights(layout, out, counted, i)
     by_part = weights * reciprocal
-    by_moments, by_constants = pullback((by_part, -out * by_part))
-    images = tuple(name for name in wrt if name in IMAGES)
+    (by_moments,) = pullback((by_part, -out * by_part))
     if mass is not None:
         by_moments = {name: x / mass for name, x in by_moments.items()}
-    to_blur = spread(images, local, by_moments) if images else ()
-    return layout.stack(weights * out, *(by_constants[name] for name in own), *to_blur)
+    return stacked(weights * out, *spread(images, local, by_moments))
 
 
-def _statistics(layout: Layout, local: Moments, centres: Pair) -> tuple[Means, Variances]:
-    scale = layout.window.covariance_scale
-    return Means.of(local.mean_s, local.mean_d, *centres), Variances(scale * local.variance_s, scale * local.variance_d)
+def _statistics(local: Moments, centres: Pair) -> tuple[Means, Variances]:
+    return Means.of(local.mean_s, local.mean_d, *centres), Variances(local.variance_s, local.variance_d)
 
 
 def _weights(layout: Layout, like, counted, i):
@@ -198,37 +179,29 @@ def _weights(layout: Layout, like, counted, i):
     weights = 1 if counted is None else counted.astype(like.dtype)
     if layout.blocks is None:
         return weights
-    place, step = layout.axes[0]
-    rows = lax.iota(jnp.int32, like.shape[place] // step) + layout.blocks.first(i)
-    new = (rows >= i * layout.blocks.rows).astype(like.dtype)
+    (place, step), (_, rows, total) = layout.axes[0], layout.blocks
     shape = [1] * like.ndim
-    shape[place] = -1
-    return weights * jnp.repeat(new, step, axis=0).reshape(shape)
+    shape[place] = like.shape[place]
+    before = lax.max(i * rows - (total - rows), 0) * step
+    return weights * (lax.broadcasted_iota(i.dtype, shape, place % like.ndim) >= before).astype(like.dtype)
 
 
 @stage(2)
-def _sum_rows(layout: Layout, maps, count: int) -> Parts:
-    """Sums of some maps over all spatial axes but the last, of which a signal has none."""
-    x = stacked(*maps[:count]) if isinstance(maps, tuple) else maps[:count]
-    first = x.ndim - len(layout.axes)
-    while x.ndim > first + 2:
-        x = mean_of_map(x, range(first, first + 1)) * x.shape[first]
-    if x.ndim == first + 1:
-        return (x,)
-    line = reference_line(x, first)
-    return x.shape[first] * lax.squeeze(line, (first,)), (x - line).sum(first)
+def _mean_of_rows(layout: Layout, maps, count: int) -> jax.Array:
+    """The means of some maps over all spatial axes but the last, of which a signal has none."""
+    blocks, axes = layout.blocks, range(maps.ndim - len(layout.axes), maps.ndim - 1)
+    mean = mean_of_map(maps[:count], axes)
+    return mean * (blocks.number * blocks.rows / blocks.total) if blocks else mean
 
 
 @stage()
-def sum_columns(layout: Layout, rows: list[Parts]) -> jax.Array:
-    """Sums over the last spatial axis, ``[K, ..., C]``, of all K sums over rows: those of all scales in one loop."""
-    columns = [layout.unfold(functools.reduce(lax.add, parts)) for parts in rows]
-    axis, margins = columns[0].ndim - 2, [(0, 0, 0)] * columns[0].ndim
-    longest = max(x.shape[axis] for x in columns)
-    whole, above = [], []
+def mean_of_columns(layout: Layout, rows: list[jax.Array]) -> list[jax.Array]:
+    """The means over blocks and over the last spatial axis, each ``[..., C]``: of all scales in one loop."""
+    columns = [layout.unfold(mean_of_map(x, range(1)) if len(x) > 1 else x[0]) for x in rows]
+    axis = columns[0].ndim - 2
+    longest, lines, rest = max(x.shape[axis] for x in columns), [], []
     for x in columns:
-        line = reference_line(x, axis)
-        margins[axis] = (0, longest - x.shape[axis], 0)
-        whole.append(x.shape[axis] * lax.squeeze(line, (axis,)))
-        above.append(lax.pad(x - line, lax.full((), 0, x.dtype), margins))
-    return lax.concatenate(whole, 0) + lax.concatenate(above, 0).sum(axis)
+        lines.append(reference_line(x, axis))
+        margins = [(0, longest - x.shape[axis] if i == axis else 0, 0) for i in range(x.ndim)]
+        rest.append(lax.pad((x - lines[-1]) / x.shape[axis], lax.full((), 0, x.dtype), margins))
+    return unstacked(lax.squeeze(lax.concatenate(lines, 0), (axis,)) + lax.concatenate(rest, 0).sum(axis))

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_msssim._means import or_one, stacked
-from jax_msssim._stencil._layout import Axis, Layout, Stack, stage, unstacked, weighted_sum
-from jax_msssim._stencil._platforms import per_platform
+from jax_msssim._means import or_one, stacked, unstacked
+from jax_msssim._stencil._layout import Axis, Layout, stage, weighted_sum
+from jax_msssim._stencil._platforms import on_any_platform
 
 
 class Moments(NamedTuple):
@@ -35,17 +35,17 @@ class Moments(NamedTuple):
     variance_d: jax.Array
 
     @classmethod
-    def of(cls, moments: Stack) -> "Moments":
+    def of(cls, moments: jax.Array) -> "Moments":
         """From a stack."""
         return cls(*(x for kind in unstacked(moments) for x in unstacked(kind)))
 
 
-def along(layout: Layout, moments: Stack, mass: jax.Array | None, axis: Axis) -> tuple[Stack, jax.Array | None]:
+def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis) -> tuple[jax.Array, jax.Array | None]:
     """The moments along one more axis, of samples alone or of moments, and the mass where pixels are masked."""
     inside = len(moments) == 2  # the samples have a variance
     if not layout.window.halo:
-        return (moments if inside else layout.stack(moments[0], jnp.zeros_like(moments[0]))), mass
-    pivot, taps = layout.window.pivot, np.asarray(layout.window.taps, moments[0].dtype)
+        return (moments if inside else stacked(moments[0], jnp.zeros_like(moments[0]))), mass
+    pivot, taps = layout.window.pivot, np.asarray(layout.window.taps, moments.dtype)
     samples = layout.shifted(moments, axis, 0)
     above = [None if k == pivot else lax.sub(x, samples[pivot]) for k, x in enumerate(samples)]
     within = layout.shifted(moments, axis, 1) if inside else [None] * len(above)
@@ -64,9 +64,7 @@ def along(layout: Layout, moments: Stack, mass: jax.Array | None, axis: Axis) ->
         m = share * weighted_sum(weights, above)
         # A masked pivot may be far from the valid pixels, and the square of the mean most of that of the samples.
         v = share * weighted_sum(weights, squares([(0 if e is None else e) - m for e in above]))
-    if layout.platform == "default":  # XLA makes one kernel of the two, and two where the mean is needed elsewhere
-        m, v = lax.optimization_barrier((m, v))
-    return layout.stack(samples[pivot] + m, v), mass
+    return stacked(samples[pivot] + m, v), mass
 
 
 _along = stage(3)(along)
@@ -74,30 +72,18 @@ _along = stage(3)(along)
 
 def passes(layout: Layout, samples: jax.Array, valid: jax.Array | None, axes: tuple[Axis, ...]):
     """The moments along some axes and the mass, a stage for each axis."""
-    moments, mass = (samples,), valid
+    moments, mass = lax.expand_dims(samples, (0,)), valid
     for axis in axes:
-        moments, mass = layout.stage(_along, moments, mass, axis)
+        moments, mass = _along(layout, moments, mass, axis)
     return moments, mass
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def moments(layout: Layout, samples: jax.Array, valid: jax.Array | None) -> Stack:
+def moments(layout: Layout, samples: jax.Array, valid: jax.Array | None) -> jax.Array:
     """The moments in every window."""
-    if layout.platform is not None:
-        return passes(layout, samples, valid, layout.axes)[0]
-    # As arrays with nothing before the batch, where vmap adds an axis.
-    arrays = per_platform(_moments_on, _outline, layout, unstacked(samples), None if valid is None else valid[0])
-    return layout.stack(stacked(*arrays[:2]), stacked(*arrays[2:]))
-
-
-def _moments_on(platform, layout: Layout, samples, valid):
-    valid = None if valid is None else stacked(valid)
-    return Moments.of(moments(layout._replace(platform=platform), stacked(*samples), valid))
-
-
-def _outline(_, layout: Layout, samples, valid):
-    del valid
-    return [functools.reduce(lambda x, axis: layout.shifted(x, axis)[0], layout.axes, samples[0])] * 4
+    if layout.platform is None:
+        return on_any_platform(lambda name, *x: moments(layout._replace(platform=name), *x), samples, valid)
+    return passes(layout, samples, valid, layout.axes)[0]
 
 
 @moments.defjvp
@@ -108,7 +94,7 @@ def _moments_jvp(layout: Layout, primals, tangents):
     mass = 1 if valid is None else lax.expand_dims(coverage(layout, valid)[0], (0,))
     by_mean, by_square = (functools.reduce(layout.blur, layout.axes, y) / mass for y in (dx, x * dx))
     value = moments(layout, x, valid)
-    return value, layout.stack(by_mean, 2 * (by_square - value[0] * by_mean))
+    return value, stacked(by_mean, 2 * (by_square - value[0] * by_mean))
 
 
 def coverage(layout: Layout, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -123,48 +109,44 @@ def spread(images: tuple[str, ...], moments: Moments, by: dict[str, jax.Array]) 
     by_s, by_d = -2 * moments.mean_s * by["variance_s"], -2 * moments.mean_d * by["variance_d"]
     if "mean_s" in by:
         by_s, by_d = by_s + by["mean_s"], by_d + by["mean_d"]
-    means = (by_s, by_d) if len(images) == 2 else (by_s + by_d if images == ("a",) else by_s - by_d,)
-    return (*means, by["variance_s"], by["variance_d"])
+    by_mean = {"a": by_s + by_d, "b": by_s - by_d}
+    return (*(by_mean[name] for name in images), by["variance_s"], by["variance_d"])
 
 
-def adjoint(layout: Layout, images: tuple[str, ...], stack: Stack, first: int, samples: jax.Array, valid):
+def adjoint(layout: Layout, images: tuple[str, ...], stack: jax.Array, samples: jax.Array, valid):
     """The derivative turned round: gradient images for ``"a"``, ``"b"`` or both, in three linear blurs or four.
 
-    What :func:`spread` gives lies in a stack, from a ``first`` array on.
+    What :func:`spread` gives lies in a stack, after the term.
     """
     turned = layout._replace(window=layout.window._replace(taps=layout.window.taps[::-1]))
-    blurred = _blurred(turned, turned.stage(_with_margins, stack, first))
-    return turned.stage(_gradients, images, blurred, samples, valid)
+    blurred = _blurred(turned, _with_margins(turned, stack))
+    return _gradients(turned, images, blurred, samples, valid)
 
 
-@stage(2)
-def _with_margins(layout: Layout, stack, first: int):
+@stage()
+def _with_margins(layout: Layout, stack):
     # A stage of its own: fused into the one before or after, it makes scalar code of that.
-    def pad(x):
-        margins = [(0, 0, 0)] * x.ndim
-        for place, step in layout.axes:
-            margins[place] = (layout.window.halo * step, layout.window.halo * step, 0)
-        return lax.pad(x, lax.full((), 0, x.dtype), margins)
-
-    return jax.tree.map(pad, stack[first:])
+    margins = [(0, 0, 0)] * stack.ndim
+    for place, step in layout.axes:
+        margins[place] = (layout.window.halo * step, layout.window.halo * step, 0)
+    return lax.pad(stack[1:], lax.full((), 0, stack.dtype), margins)
 
 
 @stage(1)
-def _gradients(layout: Layout, images, blurred, samples, valid):
+def _gradients(layout: Layout, images, blurred, samples, valid) -> dict[str, jax.Array]:
     del layout
-    (s, d), (*means, variance_s, variance_d) = unstacked(samples), unstacked(blurred)
+    (s, d), (*by_means, variance_s, variance_d) = unstacked(samples), unstacked(blurred)
     by_s, by_d = 2 * s * variance_s, 2 * d * variance_d
-    if len(means) == 2:
-        by_s, by_d = by_s + means[0], by_d + means[1]
-    gradients, rest = {"a": by_s + by_d, "b": by_s - by_d}, means[0] if len(means) == 1 else 0
-    return {name: (1 if valid is None else valid[0]) * (gradients[name] + rest) for name in images}
+    by_variances = {"a": by_s + by_d, "b": by_s - by_d}
+    weight = 1 if valid is None else valid[0]
+    return {name: weight * (by_variances[name] + x) for name, x in zip(images, by_means, strict=True)}
 
 
-def _blurred(layout: Layout, stack: Stack) -> Stack:
+def _blurred(layout: Layout, stack: jax.Array) -> jax.Array:
     """Blurred along all axes, a stage for each."""
-    return functools.reduce(functools.partial(layout.stage, _blur), layout.axes, stack)
+    return functools.reduce(functools.partial(_blur, layout), layout.axes, stack)
 
 
 @stage(2)
 def _blur(layout: Layout, stack, axis: Axis):
-    return jax.tree.map(lambda x: layout.blur(x, axis), stack)
+    return layout.blur(stack, axis)

@@ -1,4 +1,4 @@
-"""What depends on the platform: an operation that is traced when it is lowered, and stages that XLA does not fuse."""
+"""What depends on the platform: an operation that is traced when it is lowered."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -15,46 +14,39 @@ from jax.interpreters import ad, batching, mlir
 PLATFORMS = {"cpu": "cpu", None: "default"}
 
 
-def keep_apart(platform: str | None, stage: Callable[..., Any], *args: Any) -> Any:
-    """Calls a jitted function so that XLA does not fuse it with others, once the platform is decided.
-
-    On a CPU XLA fuses a pass over an axis into the next one, and computes it again for each tap of that.
-    """
-    if platform == "cpu":
-        with set_xla_metadata(inlineable="false"):  # a barrier is gone before XLA fuses on a CPU
-            return stage(*args)
-    return stage(*args) if platform is None else lax.optimization_barrier(stage(*args))
-
-
 def per_platform(program: Callable, outline: Callable, static: Any, *arrays: Any) -> list[jax.Array]:
     """``program(platform, static, *arrays)``, a sequence of arrays.
 
     Whatever transforms this sees one operation. ``program`` is traced when it is lowered, for one platform. Before that
-    ``outline``, called alike, is traced for the shapes and types of its results. ``static`` is hashable.
+    ``outline``, called alike for platform None, is traced for the shapes and types of its results. ``static`` is
+    hashable.
     """
     leaves, tree = jax.tree.flatten(arrays)
     return _operation.bind(*leaves, program=program, outline=outline, static=static, tree=tree)
 
 
+def on_any_platform(program: Callable, *arrays: Any) -> Any:
+    """``program(platform, *arrays)``, traced for every platform: what transforms this sees all that it does."""
+    programs = {key or "default": functools.partial(program, name) for key, name in PLATFORMS.items()}
+    return lax.platform_dependent(*arrays, **programs)
+
+
 def _call(platform, *leaves, program, outline, static, tree):
-    del outline
-    return list(program(platform, static, *tree.unflatten(leaves)))
+    chosen = outline if platform is None else program
+    return list(chosen(platform, static, *tree.unflatten(leaves)))
 
 
-def _types(*leaves, program, **params):
-    del program
-    return jax.make_jaxpr(lambda *x: _call(None, *x, program=params["outline"], **params))(*leaves).out_avals
+def _traced(*leaves, **params):
+    return on_any_platform(functools.partial(_call, **params), *leaves)
 
 
-def _on_any_platform(*leaves, **params):
-    programs = {key or "default": lambda *x, name=name: _call(name, *x, **params) for key, name in PLATFORMS.items()}
-    return lax.platform_dependent(*leaves, **programs)
+def _types(*leaves, **params):
+    return jax.make_jaxpr(functools.partial(_call, None, **params))(*leaves).out_avals
 
 
 def _jvp(primals, tangents, **params):
     # Of second derivatives: callers have a rule of their own for the first.
-    tangents = tuple(map(ad.instantiate_zeros, tangents))
-    return jax.jvp(lambda *leaves: _on_any_platform(*leaves, **params), primals, tangents)
+    return jax.jvp(functools.partial(_traced, **params), primals, tuple(map(ad.instantiate_zeros, tangents)))
 
 
 def _batched(batch, leaves, axes, **params):
@@ -67,32 +59,11 @@ def _batched(batch, leaves, axes, **params):
     return results, [0] * len(results)
 
 
-def _lower(primitive: Primitive, function: Callable[..., Any]) -> None:
-    """Lowers a primitive as ``function(platform, *operands)``, traced for the platform of the program alone."""
-    for platform in PLATFORMS:
-        rule = lambda *x, key=platform, **params: function(PLATFORMS[key], *x, **params)  # noqa: E731
-        mlir.register_lowering(primitive, mlir.lower_fun(rule, primitive.multiple_results), platform=platform)
-
-
 _operation = Primitive("jax_msssim_stencil")
 _operation.multiple_results = True
 _operation.def_abstract_eval(_types)
-_operation.def_impl(_on_any_platform)
-_lower(_operation, _call)
+_operation.def_impl(_traced)
 ad.primitive_jvps[_operation] = _jvp
 batching.fancy_primitive_batchers[_operation] = _batched
-
-
-@jax.jit
-def _with_axis(x):
-    return lax.expand_dims(x, (0,))  # a call that returns its argument is dropped
-
-
-# The same array, which XLA does not fuse with what it is used for.
-_apart = Primitive("jax_msssim_apart")
-apart = _apart.bind
-_apart.def_abstract_eval(lambda x: x)
-_apart.def_impl(lambda x: x)
-_lower(_apart, lambda platform, x: lax.squeeze(keep_apart(platform, _with_axis, x), (0,)))
-ad.deflinear2(_apart, lambda cotangent, _: [apart(cotangent)])
-batching.defvectorized(_apart)
+for _platform, _name in PLATFORMS.items():
+    mlir.register_lowering(_operation, mlir.lower_fun(functools.partial(_call, _name)), platform=_platform)

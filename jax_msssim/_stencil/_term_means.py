@@ -7,81 +7,65 @@ where the tangent is halved and padded as the image is.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jax_msssim._means import mean_by_axis, spatial_axes, stacked
-from jax_msssim._scales import Pair, Pyramid, Scale, centred, halved
-from jax_msssim._stencil._blocks import IMAGES, differentiated, folded, names, sum_columns, sums
-from jax_msssim._stencil._layout import Layout, stage, unstacked
-from jax_msssim._stencil._platforms import apart, per_platform
+from jax_msssim._means import mean_by_axis, or_one, spatial_axes, stacked, unstacked
+from jax_msssim._scales import Pyramid, Scale, centred, halved
+from jax_msssim._stencil._blocks import IMAGES, averages, differentiated, folded, mean_of_columns, quantities
+from jax_msssim._stencil._layout import Layout, stage
+from jax_msssim._stencil._platforms import on_any_platform, per_platform
 from jax_msssim._terms import Constants
 
 
-class Operands(NamedTuple):
-    """What is differentiated, by its name, and what is not."""
-
-    a: jax.Array
-    b: jax.Array
-    c1: jax.Array
-    c2: jax.Array
-    centres: Pair
-    valid: jax.Array | None
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def term_means(pyramid: Pyramid, operands: Operands) -> list[tuple[jax.Array, ...]]:
+def term_means(pyramid: Pyramid, first: Scale, constants: Constants) -> list[tuple[jax.Array, ...]]:
     """The means of the terms at each scale."""
-    return [means for means, _ in _means_and_gradients(pyramid, (), operands)]
+    return [tuple(found.values()) for found in _means_and_gradients(pyramid, (), first, constants)]
 
 
 @functools.partial(term_means.defjvp, symbolic_zeros=True)
 def _term_means_jvp(pyramid: Pyramid, primals, tangents):
-    (operands,), (tangent,) = primals, tangents
-    moving = {
-        name: x for name, x in zip(Operands._fields[:4], tangent[:4], strict=True) if not isinstance(x, SymbolicZero)
-    }
+    (first, constants), (d_first, d_constants) = primals, tangents
+    operands = zip((*IMAGES, *Constants._fields), (*d_first.images, *d_constants), strict=True)
+    moving = {name: dx for name, dx in operands if not isinstance(dx, SymbolicZero)}
     at_scales = {
-        name: _tangents(pyramid, dx, operands.valid) if name in IMAGES else [dx] * len(pyramid.terms)
+        name: _tangents(pyramid, dx, first.valid) if name in IMAGES else [dx] * len(pyramid.terms)
         for name, dx in moving.items()
     }
-    results = _means_and_gradients(pyramid, tuple(moving), operands)
-    derivatives = []
-    for j, (means, gradients) in enumerate(results):
-        of_terms = dict(zip(pyramid.terms[j], map(jnp.zeros_like, means), strict=True))
-        for (term, name), gradient in gradients.items():
-            dx = at_scales[name][j]
+    found = _means_and_gradients(pyramid, tuple(moving), first, constants)
+    values, derivatives, spatial_ndim = [], [], pyramid.window.spatial_ndim
+    for j, terms in enumerate(pyramid.terms):
+        values.append(tuple(found[j][term] for term in terms))
+        of_terms = {term: jnp.zeros_like(found[j][term]) for term in terms}
+        for term, name in differentiated(terms, tuple(moving)):
+            gradient, dx = found[j][term, name], at_scales[name][j]
             if name in IMAGES:
-                of_terms[term] += mean_by_axis(gradient * dx, spatial_axes(dx, pyramid.window.spatial_ndim))
+                of_terms[term] += mean_by_axis(gradient * dx, spatial_axes(dx, spatial_ndim))
             else:
-                of_terms[term] += gradient * dx.reshape(*dx.shape[: -pyramid.window.spatial_ndim - 1], 1)
+                of_terms[term] += gradient * dx.reshape(*dx.shape[: -spatial_ndim - 1], 1)
         derivatives.append(tuple(of_terms.values()))
-    return [means for means, _ in results], derivatives
+    return values, derivatives
 
 
-def _means_and_gradients(pyramid: Pyramid, wrt: tuple[str, ...], operands: Operands):
-    """At each scale the means of the terms, and what their derivatives are made of, by term and operand."""
-    results = iter(per_platform(_all_scales, _outline, (pyramid, wrt), operands))
-    return [
-        (tuple(next(results) for _ in terms), {pair: next(results) for pair in differentiated(terms, wrt)})
-        for terms in pyramid.terms
-    ]
+def _means_and_gradients(pyramid: Pyramid, wrt: tuple[str, ...], first: Scale, constants: Constants) -> list[dict]:
+    """At each scale the means of the terms, and by term and operand what their derivatives are made of."""
+    results = iter(per_platform(_all_scales, _outline, (pyramid, wrt), first, constants))
+    return [{key: next(results) for key in (*terms, *differentiated(terms, wrt))} for terms in pyramid.terms]
 
 
-def _scales(platform: str | None, pyramid: Pyramid, operands: Operands) -> tuple[Layout, list[Scale]]:
-    layout = Layout(pyramid.window, operands.a.shape[-1], platform)
-    first = Scale((operands.a, operands.b), operands.centres, operands.valid)
+def _scales(platform: str | None, pyramid: Pyramid, first: Scale) -> tuple[Layout, list[Scale]]:
+    layout = Layout(pyramid.window, first.images[0].shape[-1], platform)
     return layout, pyramid.scales(first, functools.partial(_halve, layout))
 
 
-def _outline(_, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
+def _outline(_, static: tuple[Pyramid, tuple[str, ...]], first: Scale, constants: Constants):
     """Arrays like those of :func:`_all_scales`."""
     (pyramid, wrt), results = static, []
-    for terms, scale in zip(pyramid.terms, _scales(None, pyramid, operands)[1], strict=True):
+    for terms, scale in zip(pyramid.terms, _scales(None, pyramid, first)[1], strict=True):
         image = scale.images[0]
         number = image[(..., *(0,) * pyramid.window.spatial_ndim, slice(None))]
         results += [number] * len(terms)
@@ -89,33 +73,34 @@ def _outline(_, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
     return results
 
 
-def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
+def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], first: Scale, constants: Constants):
     """The results of all scales, the coarsest first computed: its images' memory can be the finer gradients'."""
     pyramid, wrt = static
-    layout, scales = _scales(platform, pyramid, operands)
-    scales = [folded(scale, Constants(operands.c1, operands.c2)) for scale in scales]
-    found, after = [], None
+    layout, scales = _scales(platform, pyramid, first)
+    scales = [folded(scale, constants) for scale in scales]
+    found, after = [], scales[0][0].centres[0]
     for terms, scale in zip(reversed(pyramid.terms), reversed(scales), strict=True):
-        found = [sums(layout, terms, wrt, *scale, after), *found]
-        after = found[0].rows[0][-1]
-    totals = iter(unstacked(layout.stage(sum_columns, [parts for each in found for parts in each.rows])))
+        rows, gradients = averages(layout, terms, wrt, *scale, after)
+        found = [(rows, gradients), *found]
+        after = rows[0][0, 0, ..., :1].reshape(after.shape)
+    means = iter(mean_of_columns(layout, [x for rows, _ in found for x in rows]))
     results = []
-    for terms, (scale, _), each in zip(pyramid.terms, scales, found, strict=True):
-        masked = scale.valid is not None
-        numbers = {name: next(totals) for stack in names(terms, wrt, masked) for name in stack}
-        shape, undefined = scale.images[0].shape, 0
-        positions = at_pixels = layout.count(shape, layout.window.halo)
-        if masked:  # where no position counts the mean is NaN, and its gradient 0
-            positions = jnp.maximum(numbers["positions"], 1)
-            undefined = jnp.where(numbers["positions"] > 0, 0, jnp.nan)
-            at_pixels = jnp.expand_dims(positions, range(positions.ndim - 1, positions.ndim - 1 + len(layout.axes)))
-        results += [numbers[term] / positions + undefined for term in terms]
+    for terms, (scale, _), (_, gradients) in zip(pyramid.terms, scales, found, strict=True):
+        with_gradient, rest = quantities(terms, wrt, scale.valid is not None)
+        mean = {quantity: next(means) for quantity in (*with_gradient, *rest)}
+        share, undefined, at_pixels = 1.0, 0.0, 1.0
+        if scale.valid is not None:  # where no position counts the mean is NaN, and its gradient 0
+            share = or_one(mean["positions"])
+            undefined = jnp.where(mean["positions"] > 0, 0, jnp.nan)
+            at_pixels = lax.expand_dims(share, range(share.ndim - 1, share.ndim - 1 + len(layout.axes)))
+        results += [mean[term] / share + undefined for term in terms]
         # Gradient images are times the number of pixels, so that a derivative is a mean. Were it a mean times a number,
         # the backward pass would begin with that product, and overflow: decibels of nearly equal images have 1e37.
-        factor = layout.count(shape) / at_pixels
+        shape = scale.images[0].shape
+        factor = layout.count(shape) / layout.count(shape, layout.window.halo) / at_pixels
         for pair in differentiated(terms, wrt):
-            image = each.gradients.get(pair)
-            results.append(numbers[pair] / positions if image is None else layout.unfold(image) * factor)
+            image = gradients.get(pair)
+            results.append(mean[pair] / share if image is None else layout.unfold(image) * factor)
     return results
 
 
@@ -123,8 +108,8 @@ def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], operands
 
 
 def _halve(layout: Layout, scale: Scale) -> tuple[Scale, jax.Array | None]:
-    images, share = layout.stage(_halved, scale.images, () if scale.centred else scale.centres, scale.weights)
-    return scale._replace(images=images, centred=True), share
+    images, share = _halved(layout, scale.images, () if scale.centred else scale.centres, scale.weights)
+    return scale._replace(images=images), share
 
 
 @stage()
@@ -146,13 +131,19 @@ def _tangents(pyramid: Pyramid, dx: jax.Array, valid: jax.Array | None) -> list[
     def mean(x):
         for axis in range(-pyramid.window.spatial_ndim - 1, -1):
             x = _split(x, axis).mean(axis)
-        return apart(x)  # else the gradient of the first scale is one loop with all others in it, for every pixel anew
+        # Else the gradient of the first scale is one loop with all others in it, for every pixel anew.
+        return on_any_platform(lambda name, x: _with_axis(Layout(pyramid.window, 1, name), x)[0], x)
 
     def halve(scale: Scale) -> tuple[Scale, jax.Array | None]:
         images, share = halved(scale.images, scale.weights, mean)
         return scale._replace(images=tuple(images)), share
 
     return [scale.images[0] for scale in pyramid.scales(Scale((dx,), (), valid), halve)]
+
+
+@stage()
+def _with_axis(layout: Layout, x):
+    return lax.expand_dims(x, (0,))  # a call that returns its argument is dropped
 
 
 def _split(x, axis):
