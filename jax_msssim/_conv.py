@@ -49,14 +49,14 @@ def _centred(scale: Scale) -> Scale:
     return scale._replace(images=stacked(*centred(*scale.images, *scale.centres)))
 
 
-def _halve(scale: Scale, spatial_ndim: int) -> tuple[Scale, jax.Array | None]:
+def _halve(scale: Scale, spatial_ndim: int) -> tuple[jax.Array, jax.Array | None]:
     def mean(x):
         window = [2 if axis in spatial_axes(x, spatial_ndim) else 1 for axis in range(x.ndim)]
         zero = np.zeros((), x.dtype)  # a concrete one, by which lax knows a sum, which it can differentiate
         return lax.reduce_window(x, zero, lax.add, window, window, "VALID") / 2**spatial_ndim
 
     images, share = halved(scale.images, scale.weights, mean)
-    return scale._replace(images=stacked(*images)), share
+    return stacked(*images), share
 
 
 def _moments(scale: Scale, window: Window) -> tuple[Means, Variances]:

@@ -41,7 +41,7 @@ class Scale(NamedTuple):
         return None if self.valid is None else self.valid.astype(self.images[0].dtype)
 
 
-Halve = Callable[[Scale], tuple[Scale, jax.Array | None]]
+Halve = Callable[[Scale], tuple[Pair | jax.Array, jax.Array | None]]
 
 
 class Pyramid(NamedTuple):
@@ -59,9 +59,10 @@ class Pyramid(NamedTuple):
         """Each half the one before, padded. ``halve`` gives the 2x2 means and the share of valid pixels in each."""
         scales = [first]
         for _ in self.terms[1:]:
-            scale, share = halve(_evened(scales[-1], self.downsample, self.window.spatial_ndim))
+            even = _evened(scales[-1], self.downsample, self.window.spatial_ndim)
+            images, share = halve(even)
             valid = None if share is None else share == 1 if self.downsample == "floor" else share > 0
-            scales.append(scale._replace(valid=valid))
+            scales.append(even._replace(images=images, valid=valid))
         before, at_last = self.paddings
         *others, last = scales
         return [*(padded(scale, before, self.window) for scale in others), padded(last, at_last, self.window)]

@@ -65,10 +65,10 @@ FAULTS = [
     Fault("_stencil/_moments.py", "stacked(samples[pivot] + m, v)", "stacked(m, v)"),
     Fault("_stencil/_moments.py", "2 * (by_square - value[0] * by_mean)", "2 * by_square"),
     Fault("_stencil/_moments.py", "taps=layout.window.taps[::-1]", "taps=layout.window.taps"),
-    Fault("_stencil/_moments.py", "by_s, by_d = -2 * moments.mean_s", "by_s, by_d = -moments.mean_s"),
+    Fault("_stencil/_blocks.py", "by_s, by_d = -2 * local.mean_s", "by_s, by_d = -local.mean_s"),
     Fault("_stencil/_moments.py", "by_s, by_d = 2 * s * variance_s", "by_s, by_d = s * variance_s"),
     Fault(
-        "_stencil/_moments.py",
+        "_stencil/_blocks.py",
         'by_mean = {"a": by_s + by_d, "b": by_s - by_d}',
         'by_mean = {"a": by_s + by_d, "b": by_s + by_d}',
     ),

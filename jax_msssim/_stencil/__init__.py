@@ -10,7 +10,7 @@ from jax import lax
 
 from jax_msssim._implementation import Implementation
 from jax_msssim._scales import Pyramid, Scale
-from jax_msssim._stencil._blocks import folded, map_of_term
+from jax_msssim._stencil._blocks import map_of_term
 from jax_msssim._stencil._layout import Layout, fold
 from jax_msssim._stencil._moments import coverage
 from jax_msssim._stencil._term_means import term_means
@@ -29,7 +29,7 @@ class Stencil(Implementation):
 
     def term_map(self, term: Term, scale: Scale, constants: Constants, window: Window) -> jax.Array:
         layout = Layout(window, scale.images[0].shape[-1])
-        return layout.unfold(map_of_term(layout, term, *folded(scale, constants)))
+        return layout.unfold(map_of_term(layout, term, *jax.tree.map(fold, (scale, constants))))
 
     def counted(self, scale: Scale, window: Window) -> jax.Array | None:
         if scale.weights is None:

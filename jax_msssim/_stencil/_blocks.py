@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_msssim._means import mean_of_map, reference_line, stacked, unstacked
-from jax_msssim._scales import Pair, Scale, centred
-from jax_msssim._stencil._layout import Blocks, Layout, fold, stage
-from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes, spread
-from jax_msssim._terms import Constants, Means, Term, Variances, fraction_of, value_of
+from jax_msssim._scales import Scale, centred
+from jax_msssim._stencil._layout import Blocks, Layout, stage
+from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes
+from jax_msssim._terms import Constants, Term, fraction_of, value_of
 
 # Samples in a block (batch x rows x columns x channels), and its fewest and most rows. With no more than 64 a batch
 # that is hidden from this code, by vmap inside shard_map say, fits as well.
@@ -40,17 +40,10 @@ def quantities(terms: tuple[Term, ...], wrt: tuple[str, ...], masked: bool) -> t
     return with_gradient, [*rest, "positions"] if masked else rest
 
 
-def folded(scale: Scale, constants: Constants) -> tuple[Scale, Constants]:
-    """A scale and its constants in folded layout."""
-    images, valid = jax.tree.map(fold, (scale.images, scale.valid))
-    centres, constants = jax.tree.map(lambda x: x[..., 0], (scale.centres, constants))
-    return scale._replace(images=images, centres=centres, valid=valid), constants
-
-
 def map_of_term(layout: Layout, term: Term, scale: Scale, constants: Constants) -> jax.Array:
     """The term at every window."""
     local = Moments.of(moments(layout, *_samples(layout, scale, None)))
-    return value_of(term, *_statistics(local, scale.centres), constants)
+    return value_of(term, *local.statistics(scale.centres), constants)
 
 
 def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constants: Constants, after):
@@ -111,8 +104,7 @@ def _block(layout: Layout, terms, wrt, scale: Scale, constants: Constants, i):
         local, mass = passes(layout, samples, valid, layout.axes[:-1])
     for term in with_gradient:
         partials = _partials(layout, term, images, local, mass, *shared)
-        of_images = adjoint(layout, images, partials, samples, valid)
-        gradients |= {(term, name): x for name, x in of_images.items()}
+        gradients |= {(term, name): x for name, x in adjoint(layout, images, partials, samples, valid).items()}
         rows.append(_mean_of_rows(layout, partials, 1))
     if rest:
         rows.append(_mean_of_rows(layout, _values(layout, tuple(rest), last, local, mass, *shared), len(rest)))
@@ -140,7 +132,7 @@ def _values(layout: Layout, wanted: tuple[Quantity, ...], axes, so_far, mass, ce
     for axis in axes:
         so_far, mass = along(layout, so_far, mass, axis)
     local = Moments.of(so_far)
-    statistics, weights = _statistics(local, centres), _weights(layout, local.mean_s, counted, i)
+    statistics, weights = local.statistics(centres), _weights(layout, local.mean_s, counted, i)
 
     def value(quantity: Quantity):
         return jnp.ones_like(local.mean_s) if quantity == "positions" else value_of(quantity, *statistics, constants)
@@ -155,7 +147,7 @@ def _partials(layout: Layout, term, images, local, mass, centres, constants: Con
     moving = Moments._fields if term != "contrast_structure" else ("variance_s", "variance_d")
 
     def fraction(moving):
-        return fraction_of(term, *_statistics(local._replace(**moving), centres), constants)
+        return fraction_of(term, *local._replace(**moving).statistics(centres), constants)
 
     # Not the derivative of the quotient, nor by means that a term does not have: of that come arrays of ones and of
     # zeros, which JAX takes out of the loop, and each stage reads from memory.
@@ -167,11 +159,12 @@ def _partials(layout: Layout, term, images, local, mass, centres, constants: Con
     (by_moments,) = pullback((by_part, -out * by_part))
     if mass is not None:
         by_moments = {name: x / mass for name, x in by_moments.items()}
-    return stacked(weights * out, *spread(images, local, by_moments))
-
-
-def _statistics(local: Moments, centres: Pair) -> tuple[Means, Variances]:
-    return Means.of(local.mean_s, local.mean_d, *centres), Variances(local.variance_s, local.variance_d)
+    by_variances = by_moments["variance_s"], by_moments["variance_d"]
+    by_s, by_d = -2 * local.mean_s * by_variances[0], -2 * local.mean_d * by_variances[1]
+    if "mean_s" in by_moments:
+        by_s, by_d = by_s + by_moments["mean_s"], by_d + by_moments["mean_d"]
+    by_mean = {"a": by_s + by_d, "b": by_s - by_d}
+    return stacked(weights * out, *(by_mean[name] for name in images), *by_variances)
 
 
 def _weights(layout: Layout, like, counted, i):

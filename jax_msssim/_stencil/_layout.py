@@ -8,7 +8,7 @@ one shape along a new first axis.
 import functools
 import math
 from collections.abc import Callable
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,10 +16,6 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jax_msssim._windows import Window
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 Axis = tuple[int, int]  # the place of a spatial axis of a folded image, from the end, and how far its samples are apart
 
@@ -79,22 +75,19 @@ class Layout(NamedTuple):
 
 
 def stage(*static_argnums: int):
-    """Makes a function of a layout and arrays a stage, which XLA does not fuse with others.
+    """Makes a function of a layout and arrays a stage: XLA does not fuse it with others. Places of static arguments."""
 
-    ``static_argnums`` are the places of more static arguments.
-    """
-
-    def decorate(function: Callable[Concatenate[Layout, P], R]) -> Callable[Concatenate[Layout, P], R]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         compiled = jax.jit(function, static_argnums=(0, *static_argnums))
 
         @functools.wraps(function)
-        def call(layout: Layout, *args: P.args, **kwargs: P.kwargs) -> R:
+        def call(layout: Layout, *args: Any) -> Any:
             if layout.platform == "cpu":
                 # XLA fuses a pass over an axis into the next, and computes it again for each tap of that. A barrier is
                 # gone before.
                 with set_xla_metadata(inlineable="false"):
-                    return compiled(layout, *args, **kwargs)
-            return lax.optimization_barrier(compiled(layout, *args, **kwargs))
+                    return compiled(layout, *args)
+            return lax.optimization_barrier(compiled(layout, *args))
 
         return call
 

@@ -22,8 +22,10 @@ import numpy as np
 from jax import lax
 
 from jax_msssim._means import or_one, stacked, unstacked
+from jax_msssim._scales import Pair
 from jax_msssim._stencil._layout import Axis, Layout, stage, weighted_sum
 from jax_msssim._stencil._platforms import on_any_platform
+from jax_msssim._terms import Means, Variances
 
 
 class Moments(NamedTuple):
@@ -38,6 +40,10 @@ class Moments(NamedTuple):
     def of(cls, moments: jax.Array) -> "Moments":
         """From a stack."""
         return cls(*(x for kind in unstacked(moments) for x in unstacked(kind)))
+
+    def statistics(self, centres: Pair) -> tuple[Means, Variances]:
+        """What terms are made of."""
+        return Means.of(self.mean_s, self.mean_d, *centres), Variances(self.variance_s, self.variance_d)
 
 
 def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis) -> tuple[jax.Array, jax.Array | None]:
@@ -104,19 +110,11 @@ def coverage(layout: Layout, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     return or_one(mass), (mass > 0) & (missing <= 1 - layout.window.min_coverage)
 
 
-def spread(images: tuple[str, ...], moments: Moments, by: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-    """What :func:`adjoint` blurs, from partial derivatives by the moments, by name; there may be none by the means."""
-    by_s, by_d = -2 * moments.mean_s * by["variance_s"], -2 * moments.mean_d * by["variance_d"]
-    if "mean_s" in by:
-        by_s, by_d = by_s + by["mean_s"], by_d + by["mean_d"]
-    by_mean = {"a": by_s + by_d, "b": by_s - by_d}
-    return (*(by_mean[name] for name in images), by["variance_s"], by["variance_d"])
-
-
 def adjoint(layout: Layout, images: tuple[str, ...], stack: jax.Array, samples: jax.Array, valid):
     """The derivative turned round: gradient images for ``"a"``, ``"b"`` or both, in three linear blurs or four.
 
-    What :func:`spread` gives lies in a stack, after the term.
+    In the stack lies, after something else, for each image what its own means bring, and then the derivatives by the
+    variances: of ``V = G x^2 - M^2`` comes ``G (2 x dV)``, and ``-2 M dV`` with the means.
     """
     turned = layout._replace(window=layout.window._replace(taps=layout.window.taps[::-1]))
     blurred = _blurred(turned, _with_margins(turned, stack))

@@ -18,8 +18,7 @@ def per_platform(program: Callable, outline: Callable, static: Any, *arrays: Any
     """``program(platform, static, *arrays)``, a sequence of arrays.
 
     Whatever transforms this sees one operation. ``program`` is traced when it is lowered, for one platform. Before that
-    ``outline``, called alike for platform None, is traced for the shapes and types of its results. ``static`` is
-    hashable.
+    ``outline``, called alike, is traced for the shapes and types of its results. ``static`` is hashable.
     """
     leaves, tree = jax.tree.flatten(arrays)
     return _operation.bind(*leaves, program=program, outline=outline, static=static, tree=tree)
@@ -40,19 +39,12 @@ def _traced(*leaves, **params):
     return on_any_platform(functools.partial(_call, **params), *leaves)
 
 
-def _types(*leaves, **params):
-    return jax.make_jaxpr(functools.partial(_call, None, **params))(*leaves).out_avals
-
-
 def _jvp(primals, tangents, **params):
     # Of second derivatives: callers have a rule of their own for the first.
     return jax.jvp(functools.partial(_traced, **params), primals, tuple(map(ad.instantiate_zeros, tangents)))
 
 
 def _batched(batch, leaves, axes, **params):
-    if all(axis is None for axis in axes):
-        results = _operation.bind(*leaves, **params)
-        return results, [None] * len(results)
     # To a batch axis like any other, so that blocks are cut to its size.
     in_front = functools.partial(batching.bdim_at_front, size=batch.size, mesh_axis=batch.explicit_mesh_axis)
     results = _operation.bind(*map(in_front, leaves, axes), **params)
@@ -61,7 +53,7 @@ def _batched(batch, leaves, axes, **params):
 
 _operation = Primitive("jax_msssim_stencil")
 _operation.multiple_results = True
-_operation.def_abstract_eval(_types)
+_operation.def_abstract_eval(lambda *x, **args: jax.make_jaxpr(functools.partial(_call, None, **args))(*x).out_avals)
 _operation.def_impl(_traced)
 ad.primitive_jvps[_operation] = _jvp
 batching.fancy_primitive_batchers[_operation] = _batched

@@ -14,9 +14,9 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jax_msssim._means import mean_by_axis, or_one, spatial_axes, stacked, unstacked
-from jax_msssim._scales import Pyramid, Scale, centred, halved
-from jax_msssim._stencil._blocks import IMAGES, averages, differentiated, folded, mean_of_columns, quantities
-from jax_msssim._stencil._layout import Layout, stage
+from jax_msssim._scales import Pair, Pyramid, Scale, centred, halved
+from jax_msssim._stencil._blocks import IMAGES, averages, differentiated, mean_of_columns, quantities
+from jax_msssim._stencil._layout import Layout, fold, stage
 from jax_msssim._stencil._platforms import on_any_platform, per_platform
 from jax_msssim._terms import Constants
 
@@ -32,21 +32,20 @@ def _term_means_jvp(pyramid: Pyramid, primals, tangents):
     (first, constants), (d_first, d_constants) = primals, tangents
     operands = zip((*IMAGES, *Constants._fields), (*d_first.images, *d_constants), strict=True)
     moving = {name: dx for name, dx in operands if not isinstance(dx, SymbolicZero)}
-    at_scales = {
-        name: _tangents(pyramid, dx, first.valid) if name in IMAGES else [dx] * len(pyramid.terms)
-        for name, dx in moving.items()
-    }
+    axes, at_scales = spatial_axes(first.images[0], pyramid.window.spatial_ndim), {}
+    for name, dx in moving.items():
+        if name in IMAGES:
+            at_scales[name] = _tangents(pyramid, dx, first.valid)
+        else:
+            at_scales[name] = [dx.reshape(*dx.shape[: axes.start], 1)] * len(pyramid.terms)
     found = _means_and_gradients(pyramid, tuple(moving), first, constants)
-    values, derivatives, spatial_ndim = [], [], pyramid.window.spatial_ndim
+    values, derivatives = [], []
     for j, terms in enumerate(pyramid.terms):
         values.append(tuple(found[j][term] for term in terms))
         of_terms = {term: jnp.zeros_like(found[j][term]) for term in terms}
         for term, name in differentiated(terms, tuple(moving)):
-            gradient, dx = found[j][term, name], at_scales[name][j]
-            if name in IMAGES:
-                of_terms[term] += mean_by_axis(gradient * dx, spatial_axes(dx, spatial_ndim))
-            else:
-                of_terms[term] += gradient * dx.reshape(*dx.shape[: -spatial_ndim - 1], 1)
+            change = found[j][term, name] * at_scales[name][j]
+            of_terms[term] += mean_by_axis(change, axes) if name in IMAGES else change
         derivatives.append(tuple(of_terms.values()))
     return values, derivatives
 
@@ -59,7 +58,7 @@ def _means_and_gradients(pyramid: Pyramid, wrt: tuple[str, ...], first: Scale, c
 
 def _scales(platform: str | None, pyramid: Pyramid, first: Scale) -> tuple[Layout, list[Scale]]:
     layout = Layout(pyramid.window, first.images[0].shape[-1], platform)
-    return layout, pyramid.scales(first, functools.partial(_halve, layout))
+    return layout, pyramid.scales(first, functools.partial(_halved, layout))
 
 
 def _outline(_, static: tuple[Pyramid, tuple[str, ...]], first: Scale, constants: Constants):
@@ -77,15 +76,14 @@ def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], first: S
     """The results of all scales, the coarsest first computed: its images' memory can be the finer gradients'."""
     pyramid, wrt = static
     layout, scales = _scales(platform, pyramid, first)
-    scales = [folded(scale, constants) for scale in scales]
-    found, after = [], scales[0][0].centres[0]
+    scales, constants = jax.tree.map(fold, (scales, constants))
+    found, after = [], scales[0].centres[0]
     for terms, scale in zip(reversed(pyramid.terms), reversed(scales), strict=True):
-        rows, gradients = averages(layout, terms, wrt, *scale, after)
-        found = [(rows, gradients), *found]
+        (rows, _), *_ = found = [averages(layout, terms, wrt, scale, constants, after), *found]
         after = rows[0][0, 0, ..., :1].reshape(after.shape)
     means = iter(mean_of_columns(layout, [x for rows, _ in found for x in rows]))
     results = []
-    for terms, (scale, _), (_, gradients) in zip(pyramid.terms, scales, found, strict=True):
+    for terms, scale, (_, gradients) in zip(pyramid.terms, scales, found, strict=True):
         with_gradient, rest = quantities(terms, wrt, scale.valid is not None)
         mean = {quantity: next(means) for quantity in (*with_gradient, *rest)}
         share, undefined, at_pixels = 1.0, 0.0, 1.0
@@ -104,24 +102,17 @@ def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], first: S
     return results
 
 
-# --- halving ------------------------------------------------------------------------------------------------
-
-
-def _halve(layout: Layout, scale: Scale) -> tuple[Scale, jax.Array | None]:
-    images, share = _halved(layout, scale.images, () if scale.centred else scale.centres, scale.weights)
-    return scale._replace(images=images), share
-
-
 @stage()
-def _halved(layout: Layout, images, centres, weights):
+def _halved(layout: Layout, scale: Scale) -> tuple[jax.Array, jax.Array | None]:
     def mean(x):
         for axis in range(-layout.window.spatial_ndim - 1, -1):
             x = _split(x, axis)  # of size 2 is then the axis itself
             x = lax.index_in_dim(x, 0, axis, False) + lax.index_in_dim(x, 1, axis, False)
         return x / 2**layout.window.spatial_ndim
 
-    pair, share = halved(centred(*images, *centres) if centres else unstacked(images), weights, mean)
-    return stacked(*pair), share
+    pair = centred(*scale.images, *scale.centres) if isinstance(scale.images, tuple) else unstacked(scale.images)
+    images, share = halved(pair, scale.weights, mean)
+    return stacked(*images), share
 
 
 def _tangents(pyramid: Pyramid, dx: jax.Array, valid: jax.Array | None) -> list[jax.Array]:
@@ -134,9 +125,9 @@ def _tangents(pyramid: Pyramid, dx: jax.Array, valid: jax.Array | None) -> list[
         # Else the gradient of the first scale is one loop with all others in it, for every pixel anew.
         return on_any_platform(lambda name, x: _with_axis(Layout(pyramid.window, 1, name), x)[0], x)
 
-    def halve(scale: Scale) -> tuple[Scale, jax.Array | None]:
+    def halve(scale: Scale) -> tuple[Pair, jax.Array | None]:
         images, share = halved(scale.images, scale.weights, mean)
-        return scale._replace(images=tuple(images)), share
+        return tuple(images), share
 
     return [scale.images[0] for scale in pyramid.scales(Scale((dx,), (), valid), halve)]
 
