@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jax_msssim._conv import Conv
+from jax_msssim._cuda import Best, Cuda
 from jax_msssim._implementation import Implementation
 from jax_msssim._means import channel_means
 from jax_msssim._options import Images, ImplementationName, Options, SSIMOptions, evaluate, prepare
@@ -19,7 +20,12 @@ from jax_msssim._signatures import takes
 from jax_msssim._stencil import Stencil
 from jax_msssim._terms import Constants
 
-IMPLEMENTATIONS: Mapping[ImplementationName, Implementation] = {"stencil": Stencil(), "conv": Conv()}
+IMPLEMENTATIONS: Mapping[ImplementationName | None, Implementation] = {
+    None: Best(),
+    "stencil": Stencil(),
+    "conv": Conv(),
+    "cuda": Cuda(),
+}
 
 
 @takes(prepare)

@@ -13,7 +13,8 @@ from jax_msssim._scales import Pyramid, Scale
 from jax_msssim._stencil._blocks import map_of_term
 from jax_msssim._stencil._layout import Layout, fold
 from jax_msssim._stencil._moments import coverage
-from jax_msssim._stencil._term_means import term_means
+from jax_msssim._stencil._platforms import Program
+from jax_msssim._stencil._term_means import all_scales, term_means
 from jax_msssim._terms import Constants, Term
 from jax_msssim._windows import Window
 
@@ -38,4 +39,4 @@ class Stencil(Implementation):
         return layout.unfold(coverage(layout, lax.expand_dims(fold(scale.weights), (0,)))[1])
 
     def term_means(self, pyramid: Pyramid, first: Scale, constants: Constants) -> list[tuple[jax.Array, ...]]:
-        return term_means(pyramid, first, constants)
+        return term_means(Program(all_scales), pyramid, first, constants)

@@ -17,18 +17,20 @@ from jax_msssim._means import mean_by_axis, or_one, spatial_axes, stacked, unsta
 from jax_msssim._scales import Pair, Pyramid, Scale, centred, halved
 from jax_msssim._stencil._blocks import IMAGES, averages, differentiated, mean_of_columns, quantities
 from jax_msssim._stencil._layout import Layout, fold, stage
-from jax_msssim._stencil._platforms import on_any_platform, per_platform
+from jax_msssim._stencil._platforms import Program, on_any_platform, per_platform
 from jax_msssim._terms import Constants
 
+Static = tuple[Pyramid, tuple[str, ...]]  # and the names of the operands that are differentiated
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def term_means(pyramid: Pyramid, first: Scale, constants: Constants) -> list[tuple[jax.Array, ...]]:
-    """The means of the terms at each scale."""
-    return [tuple(found.values()) for found in _means_and_gradients(pyramid, (), first, constants)]
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def term_means(program: Program, pyramid: Pyramid, first: Scale, constants: Constants) -> list[tuple[jax.Array, ...]]:
+    """The means of the terms at each scale, by :func:`all_scales` or what gives the same another way."""
+    return [tuple(found.values()) for found in _means_and_gradients(program, pyramid, (), first, constants)]
 
 
 @functools.partial(term_means.defjvp, symbolic_zeros=True)
-def _term_means_jvp(pyramid: Pyramid, primals, tangents):
+def _term_means_jvp(program: Program, pyramid: Pyramid, primals, tangents):
     (first, constants), (d_first, d_constants) = primals, tangents
     operands = zip((*IMAGES, *Constants._fields), (*d_first.images, *d_constants), strict=True)
     moving = {name: dx for name, dx in operands if not isinstance(dx, SymbolicZero)}
@@ -38,7 +40,7 @@ def _term_means_jvp(pyramid: Pyramid, primals, tangents):
             at_scales[name] = _tangents(pyramid, dx, first.valid)
         else:
             at_scales[name] = [dx.reshape(*dx.shape[: axes.start], 1)] * len(pyramid.terms)
-    found = _means_and_gradients(pyramid, tuple(moving), first, constants)
+    found = _means_and_gradients(program, pyramid, tuple(moving), first, constants)
     values, derivatives = [], []
     for j, terms in enumerate(pyramid.terms):
         values.append(tuple(found[j][term] for term in terms))
@@ -50,21 +52,22 @@ def _term_means_jvp(pyramid: Pyramid, primals, tangents):
     return values, derivatives
 
 
-def _means_and_gradients(pyramid: Pyramid, wrt: tuple[str, ...], first: Scale, constants: Constants) -> list[dict]:
+def _means_and_gradients(program: Program, pyramid: Pyramid, wrt: tuple[str, ...], first: Scale, constants: Constants):
     """At each scale the means of the terms, and by term and operand what their derivatives are made of."""
-    results = iter(per_platform(_all_scales, _outline, (pyramid, wrt), first, constants))
+    results = iter(per_platform(program, _outline, (pyramid, wrt), first, constants))
     return [{key: next(results) for key in (*terms, *differentiated(terms, wrt))} for terms in pyramid.terms]
 
 
-def _scales(platform: str | None, pyramid: Pyramid, first: Scale) -> tuple[Layout, list[Scale]]:
+def scales_of(platform: str | None, pyramid: Pyramid, first: Scale) -> tuple[Layout, list[Scale]]:
+    """The images of all scales, and how those of the stencil are laid out."""
     layout = Layout(pyramid.window, first.images[0].shape[-1], platform)
     return layout, pyramid.scales(first, functools.partial(_halved, layout))
 
 
-def _outline(_, static: tuple[Pyramid, tuple[str, ...]], first: Scale, constants: Constants):
-    """Arrays like those of :func:`_all_scales`."""
+def _outline(_, static: Static, first: Scale, constants: Constants):
+    """Arrays like those of :func:`all_scales`."""
     (pyramid, wrt), results = static, []
-    for terms, scale in zip(pyramid.terms, _scales(None, pyramid, first)[1], strict=True):
+    for terms, scale in zip(pyramid.terms, scales_of(None, pyramid, first)[1], strict=True):
         image = scale.images[0]
         number = image[(..., *(0,) * pyramid.window.spatial_ndim, slice(None))]
         results += [number] * len(terms)
@@ -72,10 +75,10 @@ def _outline(_, static: tuple[Pyramid, tuple[str, ...]], first: Scale, constants
     return results
 
 
-def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], first: Scale, constants: Constants):
+def all_scales(platform: str, static: Static, first: Scale, constants: Constants):
     """The results of all scales, the coarsest first computed: its images' memory can be the finer gradients'."""
     pyramid, wrt = static
-    layout, scales = _scales(platform, pyramid, first)
+    layout, scales = scales_of(platform, pyramid, first)
     scales, constants = jax.tree.map(fold, (scales, constants))
     found, after = [], scales[0].centres[0]
     for terms, scale in zip(reversed(pyramid.terms), reversed(scales), strict=True):
