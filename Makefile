@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPU_VENV := .venv-gpu
 
 ifneq (,$(shell command -v uv))
 MAKE_VENV = uv venv --quiet --python $(PYTHON) $(VENV)
@@ -12,7 +13,7 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --
 INSTALL = $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: help test test-slow doctest coverage demo notebooks docs bench stress conventions lint clean
+.PHONY: help test test-slow doctest coverage demo notebooks docs bench stress conventions gpu-compile gpu-check lint clean
 
 help:
 	@echo "make test       run the test suite (ARGS= for pytest, TEST_GROUP=oldest for the oldest JAX)"
@@ -25,6 +26,8 @@ help:
 	@echo "make bench      time this library and the others (installs them: gigabytes)"
 	@echo "make stress     compare with the others on hard pairs, and write docs/stress.md (the same)"
 	@echo "make conventions  compare with other programs, and write the table of docs/conventions.md (the same)"
+	@echo "make gpu-compile  build the GPU's kernel, and whole programs for H100, without one (Python 3.12 or newer; gigabytes)"
+	@echo "make gpu-check  on a machine with an NVIDIA GPU: the kernel's numbers and times (the same)"
 	@echo "make lint       ruff and pyright"
 	@echo "make clean      remove the environment"
 
@@ -59,6 +62,14 @@ stress: $(VENV)/bench.installed
 
 conventions: $(VENV)/test.installed $(VENV)/peers.installed
 	$(BIN)/python docs/make_conventions.py
+
+gpu-compile:
+	@$(MAKE) --no-print-directory $(GPU_VENV)/gpu.installed VENV=$(GPU_VENV)
+	JAX_PLATFORMS=cpu $(GPU_VENV)/bin/python -m pytest -n 2 tests/test_cuda.py tests/test_gpu_programs.py $(ARGS)
+
+gpu-check:
+	@$(MAKE) --no-print-directory $(GPU_VENV)/gpu.installed VENV=$(GPU_VENV)
+	PYTHON=$(GPU_VENV)/bin/python bash tests/on_gpu/run.sh
 
 lint: $(VENV)/test.installed $(VENV)/lint.installed
 	$(BIN)/ruff check .

@@ -71,13 +71,13 @@ def batching(work: Work, rounds: int) -> Iterator[dict]:
 def implementations(works: Sequence[Work], rounds: int) -> Iterator[dict]:
     """Each implementation in turns, with the bytes that must move: the images in, the gradient out.
 
-    On a GPU also the stages as XLA fuses them if it may, the bandwidth of a copy, to compare with, and enough images in
-    turns that none is still in a cache.
+    On a GPU also the kernel, the stages as XLA fuses them if it may, the bandwidth of a copy, to compare with, and
+    enough images in turns that none is still in a cache.
     """
     kept_apart = contextlib.nullcontext
     variants = {"stencil": ("stencil", kept_apart), "conv": ("conv", kept_apart)}
     if on_gpu():
-        variants["stencil, fused by XLA"] = ("stencil", _fused_by_xla)
+        variants |= {"cuda": ("cuda", kept_apart), "stencil, fused by XLA": ("stencil", _fused_by_xla)}
         yield {"implementation": "copy", "bytes": 2 * COPIED_BYTES} | _copy(rounds)._asdict()
     for work in works:
         sets = _image_sets(work)

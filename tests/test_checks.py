@@ -8,7 +8,7 @@ from jax.experimental import sparse
 from test_api import HELPERS, KEYWORDS
 
 import jax_msssim
-from jax_msssim import fit_power_factors, gaussian_window, ms_ssim, ssim
+from jax_msssim import _cuda, fit_power_factors, gaussian_window, ms_ssim, ssim
 
 IMAGE = np.zeros((16, 17, 3), np.float32)
 BATCH = np.zeros((2, 16, 16, 1), np.float32)
@@ -191,7 +191,7 @@ OPTIONS = [
     *options_of(
         "ms_ssim",
         (ValueError, "must be one of 'valid', 'same'", "padding=('valid', 'none')"),
-        (ValueError, "must be one of None, 'stencil', 'conv'", "implementation='fft'"),
+        (ValueError, "must be one of None, 'stencil', 'conv', 'cuda'", "implementation='fft'"),
         (ValueError, "must be one of 1, 2, 3", "spatial_ndim=4", "spatial_ndim=True", "spatial_ndim=2.0"),
         (ValueError, "must be one of 'edge', 'floor'", "downsample='nearest'"),
         (ValueError, "must be one of 'last', 'all'", "luminance='first'"),
@@ -277,3 +277,12 @@ def unexpected(name, keyword, *words, images="IMAGE, IMAGE"):
 )
 def test_unknown_keywords(row):
     check(*row)
+
+
+def test_the_kernel_needs_a_gpu_and_a_release_that_was_tried(monkeypatch):
+    call, start = "ssim(IMAGE, IMAGE, implementation='cuda')", 'implementation="cuda" '
+    if jax.default_backend() == "cpu":
+        check(call, ValueError, start, "needs an NVIDIA GPU", "only cpu", "leave implementation out")
+    monkeypatch.setattr(_cuda, "has_device", lambda: True)
+    monkeypatch.setattr(_cuda, "RELEASES", ("0.1", "0.2"))
+    check(call, ValueError, start, "0.1 and 0.2", jax.__version__, "leave implementation out")
