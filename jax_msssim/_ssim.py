@@ -66,8 +66,9 @@ def ssim(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Arra
       min_coverage: a position counts if at least this share of its window's weight is valid; 1.0 uses the windows
         without a masked pixel.
       spatial_ndim: number of spatial axes: 1, 2 or 3.
-      implementation: ``"stencil"`` (moments from shifted slices: the fast and accurate one) or ``"conv"``
-        (``lax.conv_general_dilated``). By default the one measured to be best.
+      implementation: ``"stencil"`` (moments from shifted slices: the fast and accurate one), ``"cuda"`` (a kernel for
+        NVIDIA GPUs, or an error that tells why it cannot serve) or ``"conv"`` (``lax.conv_general_dilated``). By
+        default the kernel where a program for a GPU can have it, else the stencil. Exported programs have the stencil.
 
     Returns:
       One value per image, shape ``[...]``: float64 if an image is, else float32. NaN, with gradient 0, for an image

@@ -27,6 +27,7 @@ TESTS = (
     "masks",
     "transformations",
     "stress",
+    "cuda",
 )
 
 
@@ -89,6 +90,12 @@ FAULTS = [
         "length=blocks.number - 1",
     ),
     Fault("_stencil/_blocks.py", 'if layout.platform != "cpu" or not', "if True or not"),
+    # The kernel.
+    Fault("_cuda/scale.cu", "float value = 2 * variance_d", "float value = variance_d"),
+    Fault("_cuda/scale.cu", "(2 - dark - value) * reciprocal;", "(1 - dark - value) * reciprocal;"),
+    Fault("_cuda/_launch.py", '-1 if names == ("b",) else 1', "1"),
+    Fault("_cuda/_launch.py", "/ counts.sum()", "/ counts.size"),
+    Fault("_cuda/_everywhere.py", "not set(static[1]) <= set(IMAGES)", "False"),
     # Moments under a mask, and sums.
     Fault("_stencil/_moments.py", "m = share * weighted_sum", "m = weighted_sum"),
     Fault("_stencil/_moments.py", "missing <= 1 - layout.window", "missing < 1 - layout.window"),
