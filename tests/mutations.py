@@ -21,13 +21,13 @@ TESTS = (
     "definition",
     "golden",
     "checks",
+    "cuda",
     "numerics",
     "structure",
     "nnx",
     "masks",
     "transformations",
     "stress",
-    "cuda",
 )
 
 

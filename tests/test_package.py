@@ -40,6 +40,7 @@ def test_the_wheel_in_an_empty_environment(tmp_path):
     assert version == PROJECT["project"]["version"]
     assert str(tmp_path) in path
     assert (Path(path).parent / "py.typed").exists()
+    assert len([*Path(path).parent.glob("_cuda/ptx/*.ptx.gz")]) == 6
     assert [float(value) for value in out[1].split()] == [1, 0]
 
 
