@@ -21,7 +21,7 @@
 #define NEIGHBOURS 5
 #endif
 #ifndef BLOCKS  // on a multiprocessor at once: that sets how many registers a thread has
-#define BLOCKS (3 - GRAD)
+#define BLOCKS (GRAD ? 2 : 3)
 #endif
 
 constexpr int K = 11, HALO = K - 1;                    // taps

@@ -1,6 +1,6 @@
 """The kernel's PTX, by NVRTC, and what ptxas makes of it. Neither needs a GPU.
 
-``python tests/cuda/compile.py`` writes the PTX that is in the package. It takes NVRTC 12.1, of the wheel
+``python tests/kernel/ptx.py`` writes the PTX that is in the package. It takes NVRTC 12.1, of the wheel
 ``nvidia-cuda-nvrtc-cu12 == 12.1.105``: its PTX is for GPUs from compute capability 7.5 on, and for drivers from 530 on.
 ptxas comes with the wheel ``nvidia-cuda-nvcc``.
 """
