@@ -158,7 +158,7 @@ def test_flax_variables_are_arrays():
     np.testing.assert_allclose(gradient[...], jax.grad(lambda a: ssim(a, b, **SMALL).sum())(a), rtol=1e-5, atol=1e-7)
 
 
-def test_images_stay_on_their_device():
+def test_images_stay_on_their_device(eight_devices):
     device = jax.devices()[3]
     a, b = numpy_pair()
     options = SMALL | {"max_val": np.float32([1, 2])}
