@@ -32,7 +32,7 @@ Luminance = Literal["last", "all"]
 Negative = Literal["relu", "shift", "soft"]
 ChannelMean = Literal["after", "before"]
 SpatialNdim = Literal[1, 2, 3]
-ImplementationName = Literal["stencil", "conv"]
+ImplementationName = Literal["stencil", "conv", "matmul"]
 
 WANG2003 = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five scales, finest first (Wang et al. 2003, section 3.2; they sum to 1.0001)."""
@@ -47,7 +47,7 @@ class Options(NamedTuple):
     k1: float
     k2: float
     padding: tuple[Padding, Padding]
-    implementation: ImplementationName
+    implementation: ImplementationName | None
     dtype: str
 
 
@@ -155,7 +155,7 @@ def prepare(
     dtype = "float64" if jnp.float64 in (_dtype(a), _dtype(b)) else "float32"
     batch = a.shape[: -spatial_ndim - 1]
     images = Images(a, b, _max_val(names, a, b, max_val, dtype, batch), where)
-    return Options(statistics, k1, k2, paddings, implementation or "stencil", dtype), images
+    return Options(statistics, k1, k2, paddings, implementation, dtype), images
 
 
 @takes(prepare)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_msssim._conv import Conv
+from jax_msssim._default import Default
 from jax_msssim._implementation import Implementation
+from jax_msssim._linear import Conv, Matmul
 from jax_msssim._means import channel_means
 from jax_msssim._options import Images, ImplementationName, Options, SSIMOptions, evaluate, prepare
 from jax_msssim._scales import Pyramid, Scale, padded, sharded_alike
@@ -19,7 +20,12 @@ from jax_msssim._signatures import takes
 from jax_msssim._stencil import Stencil
 from jax_msssim._terms import Constants
 
-IMPLEMENTATIONS: Mapping[ImplementationName, Implementation] = {"stencil": Stencil(), "conv": Conv()}
+IMPLEMENTATIONS: Mapping[ImplementationName | None, Implementation] = {
+    None: Default(),
+    "stencil": Stencil(),
+    "conv": Conv(),
+    "matmul": Matmul(),
+}
 
 
 @takes(prepare)

@@ -13,13 +13,15 @@ from jax_msssim._scales import Pyramid, Scale
 from jax_msssim._stencil._blocks import folded, map_of_term
 from jax_msssim._stencil._layout import Layout, fold
 from jax_msssim._stencil._moments import coverage
-from jax_msssim._stencil._term_means import Operands, term_means
+from jax_msssim._stencil._term_means import Operands, all_scales, term_means
 from jax_msssim._terms import Constants, Term
 from jax_msssim._windows import Window
 
 
 class Stencil(Implementation):
     """Local statistics by shifted slices."""
+
+    all_scales = staticmethod(all_scales)  # that gives the means, once the platform is known
 
     def centre(self, image: jax.Array, where: jax.Array | None, spatial_ndim: int) -> jax.Array:
         # The middle pixel of the first channel. A flat image is then nothing but its centre, without a mean's rounding.
@@ -41,4 +43,4 @@ class Stencil(Implementation):
 
     def term_means(self, pyramid: Pyramid, first: Scale, constants: Constants) -> list[tuple[jax.Array, ...]]:
         a, b = first.images
-        return term_means(pyramid, Operands(a, b, *constants, first.centres, first.valid))
+        return term_means(pyramid, self.all_scales, Operands(a, b, *constants, first.centres, first.valid))

@@ -64,7 +64,8 @@ def along(layout: Layout, moments: Stack, mass: jax.Array | None, axis: Axis) ->
         m = share * weighted_sum(weights, above)
         # A masked pivot may be far from the valid pixels, and the square of the mean most of that of the samples.
         v = share * weighted_sum(weights, squares([(0 if e is None else e) - m for e in above]))
-    if layout.platform == "default":  # XLA makes one kernel of the two, and two where the mean is needed elsewhere
+    if layout.platform not in ("cpu", None):
+        # XLA makes one kernel of the two, and two where the mean is needed elsewhere.
         m, v = lax.optimization_barrier((m, v))
     return layout.stack(samples[pivot] + m, v), mass
 

@@ -12,7 +12,7 @@ from jax.interpreters import ad, batching, mlir
 
 # The platforms that have a program of their own, and what it is called; None stands for all others. A kernel for one
 # more platform begins here.
-PLATFORMS = {"cpu": "cpu", None: "default"}
+PLATFORMS = {"cpu": "cpu", "tpu": "tpu", None: "default"}
 
 
 def keep_apart(platform: str | None, stage: Callable[..., Any], *args: Any) -> Any:

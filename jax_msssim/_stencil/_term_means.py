@@ -7,6 +7,7 @@ where the tangent is halved and padded as the image is.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -33,14 +34,14 @@ class Operands(NamedTuple):
     valid: jax.Array | None
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def term_means(pyramid: Pyramid, operands: Operands) -> list[tuple[jax.Array, ...]]:
-    """The means of the terms at each scale."""
-    return [means for means, _ in _means_and_gradients(pyramid, (), operands)]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def term_means(pyramid: Pyramid, program: Callable, operands: Operands) -> list[tuple[jax.Array, ...]]:
+    """The means of the terms at each scale, by a program called as :func:`all_scales`."""
+    return [means for means, _ in _means_and_gradients(pyramid, program, (), operands)]
 
 
 @functools.partial(term_means.defjvp, symbolic_zeros=True)
-def _term_means_jvp(pyramid: Pyramid, primals, tangents):
+def _term_means_jvp(pyramid: Pyramid, program: Callable, primals, tangents):
     (operands,), (tangent,) = primals, tangents
     moving = {
         name: x for name, x in zip(Operands._fields[:4], tangent[:4], strict=True) if not isinstance(x, SymbolicZero)
@@ -49,7 +50,7 @@ def _term_means_jvp(pyramid: Pyramid, primals, tangents):
         name: _tangents(pyramid, dx, operands.valid) if name in IMAGES else [dx] * len(pyramid.terms)
         for name, dx in moving.items()
     }
-    results = _means_and_gradients(pyramid, tuple(moving), operands)
+    results = _means_and_gradients(pyramid, program, tuple(moving), operands)
     derivatives = []
     for j, (means, gradients) in enumerate(results):
         of_terms = dict(zip(pyramid.terms[j], map(jnp.zeros_like, means), strict=True))
@@ -63,9 +64,9 @@ def _term_means_jvp(pyramid: Pyramid, primals, tangents):
     return [means for means, _ in results], derivatives
 
 
-def _means_and_gradients(pyramid: Pyramid, wrt: tuple[str, ...], operands: Operands):
+def _means_and_gradients(pyramid: Pyramid, program: Callable, wrt: tuple[str, ...], operands: Operands):
     """At each scale the means of the terms, and what their derivatives are made of, by term and operand."""
-    results = iter(per_platform(_all_scales, _outline, (pyramid, wrt), operands))
+    results = iter(per_platform(program, _outline, (pyramid, wrt), operands))
     return [
         (tuple(next(results) for _ in terms), {pair: next(results) for pair in differentiated(terms, wrt)})
         for terms in pyramid.terms
@@ -79,7 +80,7 @@ def _scales(platform: str | None, pyramid: Pyramid, operands: Operands) -> tuple
 
 
 def _outline(_, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
-    """Arrays like those of :func:`_all_scales`."""
+    """Arrays like those of :func:`all_scales`."""
     (pyramid, wrt), results = static, []
     for terms, scale in zip(pyramid.terms, _scales(None, pyramid, operands)[1], strict=True):
         image = scale.images[0]
@@ -89,7 +90,7 @@ def _outline(_, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
     return results
 
 
-def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
+def all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
     """The results of all scales, the coarsest first computed: its images' memory can be the finer gradients'."""
     pyramid, wrt = static
     layout, scales = _scales(platform, pyramid, operands)
