@@ -22,7 +22,10 @@ MATMUL = Matmul()
 
 
 def _all_scales(platform: str, static: tuple[Pyramid, tuple[str, ...]], operands: Operands):
-    return _by_matrices(static, operands) if platform == "tpu" else all_scales(platform, static, operands)
+    # Not of a signal, which may have thousands of tiles: each is an operation to compile.
+    if platform == "tpu" and static[0].window.spatial_ndim > 1:
+        return _by_matrices(static, operands)
+    return all_scales(platform, static, operands)
 
 
 def _by_matrices(static: tuple[Pyramid, tuple[str, ...]], operands: Operands):

@@ -135,7 +135,7 @@ class Matmul(Linear):
     def halve(self, x: jax.Array, spatial_ndim: int) -> jax.Array:
         for axis in spatial_axes(x, spatial_ndim):
             size = x.shape[axis]
-            ends = [*range(0, size, 2 * UNIT), size] if isinstance(size, int) else [0, size]
+            ends = [*range(0, size, 2 * UNIT), size]
             parts = [lax.slice_in_dim(x, *ends[i : i + 2], axis=axis) for i in range(len(ends) - 1)]
             x = jnp.concatenate([_banded((0.5, 0.5), 2, part, axis) for part in parts], axis)
         return x

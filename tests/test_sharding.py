@@ -62,8 +62,10 @@ def check(function, *arrays, **axes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("implementation", ["stencil", "conv"])
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [*((name, kind) for name in FUNCTIONS for kind in ("stencil", "conv")), ("ms_ssim", "matmul")],
+)
 def test_batch(name, implementation):
     check(value_and_gradients(function_of(name, implementation=implementation)), *pair(*SHAPE))
 
