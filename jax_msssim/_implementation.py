@@ -10,7 +10,7 @@ from jax_msssim._windows import Window
 
 
 class Implementation(ABC):
-    """One way to compute local statistics: ``"stencil"`` or ``"conv"``.
+    """One way to compute local statistics: ``"stencil"``, ``"conv"`` or ``"matmul"``.
 
     Callers jit, differentiate and map these functions. Batch axes are kept as they are: they may be sharded.
     """

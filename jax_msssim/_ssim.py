@@ -66,8 +66,9 @@ def ssim(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Arra
       min_coverage: a position counts if at least this share of its window's weight is valid; 1.0 uses the windows
         without a masked pixel.
       spatial_ndim: number of spatial axes: 1, 2 or 3.
-      implementation: ``"stencil"`` (moments from shifted slices: the fast and accurate one) or ``"conv"``
-        (``lax.conv_general_dilated``). By default the one measured to be best.
+      implementation: ``"stencil"`` (moments from shifted slices: the fast and accurate one), ``"conv"``
+        (``lax.conv_general_dilated``) or ``"matmul"`` (banded matrices, what a TPU is made for). By default
+        ``"stencil"``, but in programs lowered for a TPU the means over images and volumes are those of ``"matmul"``.
 
     Returns:
       One value per image, shape ``[...]``: float64 if an image is, else float32. NaN, with gradient 0, for an image
