@@ -13,7 +13,8 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --
 INSTALL = $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: help test test-slow doctest coverage demo notebooks docs bench stress conventions gpu-compile gpu-check lint clean
+.PHONY: help test test-slow doctest coverage demo notebooks docs bench stress conventions tpu-compile gpu-compile gpu-check lint
+.PHONY: clean
 
 help:
 	@echo "make test       run the test suite (ARGS= for pytest, TEST_GROUP=oldest for the oldest JAX)"
@@ -24,6 +25,7 @@ help:
 	@echo "make notebooks  execute the notebooks and write them back"
 	@echo "make docs       build the documentation into docs/_build/html"
 	@echo "make bench      time this library and the others (installs them: gigabytes)"
+	@echo "make tpu-compile  compile for TPUs, without one, and write benchmarks/results_tpu.md (installs libtpu: 0.6 GB)"
 	@echo "make stress     compare with the others on hard pairs, and write docs/stress.md (the same)"
 	@echo "make conventions  compare with other programs, and write the table of docs/conventions.md (the same)"
 	@echo "make gpu-compile  build the GPU's kernel, and whole programs for H100, without one (Python 3.12 or newer; gigabytes)"
@@ -56,6 +58,11 @@ docs: $(VENV)/docs.installed
 
 bench: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# An environment of its own: with libtpu in it, JAX looks for a TPU.
+tpu-compile:
+	@$(MAKE) --no-print-directory VENV=.venv-tpu .venv-tpu/tpu.installed
+	.venv-tpu/bin/python benchmarks/tpu_compile.py $(ARGS)
 
 stress: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/stress.py

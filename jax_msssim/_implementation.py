@@ -10,7 +10,7 @@ from jax_msssim._windows import Window
 
 
 class Implementation(ABC):
-    """One way to compute local statistics: ``"stencil"``, ``"conv"`` or ``"cuda"``.
+    """One way to compute local statistics: ``"stencil"``, ``"conv"``, ``"matmul"`` or ``"cuda"``.
 
     Callers jit, differentiate and map these functions. Batch axes are kept as they are: they may be sharded.
     """

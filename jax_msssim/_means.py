@@ -1,5 +1,7 @@
 """Means over positions, with all the digits of float32, and what they need of arrays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -73,8 +75,8 @@ def channel_means(x: jax.Array, where: jax.Array | None, spatial_ndim: int) -> j
     """The mean of each channel over the valid pixels, with spatial axes of size 1: a number to measure others from."""
     axes = spatial_axes(x, spatial_ndim)
     if where is None:
-        for axis in axes:
-            x = x.mean(axis, keepdims=True)
+        pixel = functools.reduce(lambda x, axis: lax.slice_in_dim(x, 0, 1, axis=axis), axes, x)
+        x = pixel + (x - pixel).mean(axes, keepdims=True)
     else:
         x, count = jnp.where(where, x, 0), where.astype(x.dtype)
         for axis in axes:

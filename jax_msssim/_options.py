@@ -33,7 +33,7 @@ Luminance = Literal["last", "all"]
 Negative = Literal["relu", "shift", "soft"]
 ChannelMean = Literal["after", "before"]
 SpatialNdim = Literal[1, 2, 3]
-ImplementationName = Literal["stencil", "conv", "cuda"]
+ImplementationName = Literal["stencil", "conv", "matmul", "cuda"]
 
 WANG2003 = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five scales, finest first (Wang et al. 2003, section 3.2; they sum to 1.0001)."""

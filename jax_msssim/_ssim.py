@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_msssim._conv import Conv
-from jax_msssim._cuda import Best, Cuda
+from jax_msssim._cuda import Cuda
+from jax_msssim._default import Default
 from jax_msssim._implementation import Implementation
+from jax_msssim._linear import Conv, Matmul
 from jax_msssim._means import channel_means
 from jax_msssim._options import Images, ImplementationName, Options, SSIMOptions, evaluate, prepare
 from jax_msssim._scales import Pyramid, Scale, padded, sharded_alike
@@ -21,9 +22,10 @@ from jax_msssim._stencil import Stencil
 from jax_msssim._terms import Constants
 
 IMPLEMENTATIONS: Mapping[ImplementationName | None, Implementation] = {
-    None: Best(),
+    None: Default(),
     "stencil": Stencil(),
     "conv": Conv(),
+    "matmul": Matmul(),
     "cuda": Cuda(),
 }
 
@@ -66,9 +68,11 @@ def ssim(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Arra
       min_coverage: a position counts if at least this share of its window's weight is valid; 1.0 uses the windows
         without a masked pixel.
       spatial_ndim: number of spatial axes: 1, 2 or 3.
-      implementation: ``"stencil"`` (moments from shifted slices: the fast and accurate one), ``"cuda"`` (a kernel for
-        NVIDIA GPUs, or an error that tells why it cannot serve) or ``"conv"`` (``lax.conv_general_dilated``). By
-        default the kernel where a program for a GPU can have it, else the stencil. Exported programs have the stencil.
+      implementation: ``"stencil"`` (moments from shifted slices: the fast and accurate one), ``"conv"``
+        (``lax.conv_general_dilated``), ``"matmul"`` (banded matrices, what a TPU is made for) or ``"cuda"`` (a kernel
+        for NVIDIA GPUs, or an error that tells why it cannot serve). By default the stencil, but in programs lowered
+        for a GPU means by the kernel where it serves, and in those for a TPU means over images and volumes by matrices.
+        Exported programs have no kernel.
 
     Returns:
       One value per image, shape ``[...]``: float64 if an image is, else float32. NaN, with gradient 0, for an image

@@ -1,4 +1,4 @@
-"""What every test runs under: strict promotion, eight CPU devices, both implementations."""
+"""What every test runs under: strict promotion, eight CPU devices, every implementation."""
 
 import importlib.util
 
@@ -21,7 +21,8 @@ NEED = {
 collect_ignore = [file for file, package in NEED.items() if importlib.util.find_spec(package) is None]
 
 
-@pytest.fixture(params=["stencil", "conv"])
+# Of the linear blurs one is enough for what they share.
+@pytest.fixture(params=["stencil", "conv", pytest.param("matmul", marks=pytest.mark.slow)])
 def implementation(request):
     return request.param
 

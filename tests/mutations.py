@@ -26,6 +26,7 @@ TESTS = (
     "structure",
     "nnx",
     "masks",
+    "other_platforms",
     "transformations",
     "stress",
 )
@@ -110,6 +111,8 @@ FAULTS = [
     ),
     Fault("_means.py", "(line + (x - line)", "((x - line)"),
     Fault("_means.py", "lax.min(middle, last)", "last"),
+    Fault("_linear.py", "weights * (x - least)", "(x - least)"),
+    Fault("_linear.py", "counted & (weights > 0)", "counted & (weights >= 0)"),
     # The pyramid.
     Fault("_scales.py", "return above_a + above_b, lax.select(", "return above_a + above_b, -lax.select("),
     Fault("_scales.py", "lax.select(alike, (a - b) - apart, above_a - above_b)", "above_a - above_b"),
@@ -117,7 +120,9 @@ FAULTS = [
     Fault("_scales.py", "stacked(-(a + b), b - a)", "stacked(-(a + b), a - b)"),
     Fault("_stencil/_term_means.py", "return x / 2**layout.window.spatial_ndim", "return x / 4"),
     Fault("_stencil/_term_means.py", "x = _split(x, axis).mean(axis)", "x = _split(x, axis).sum(axis)"),
-    Fault("_conv.py", '"VALID") / 2**spatial_ndim', '"VALID") / 4'),
+    Fault("_linear.py", '"VALID") / 2**spatial_ndim', '"VALID") / 4'),
+    Fault("_linear.py", "_banded((0.5, 0.5), 2,", "_banded((0.6, 0.4), 2,"),
+    Fault("_default.py", '"b": pixels * (s - d)', '"b": pixels * (s + d)'),
     Fault("_scales.py", "function(scale.valid, True)", "function(scale.valid, False)"),
     Fault(
         "_scales.py",

@@ -191,7 +191,7 @@ OPTIONS = [
     *options_of(
         "ms_ssim",
         (ValueError, "must be one of 'valid', 'same'", "padding=('valid', 'none')"),
-        (ValueError, "must be one of None, 'stencil', 'conv', 'cuda'", "implementation='fft'"),
+        (ValueError, "must be one of None, 'stencil', 'conv', 'matmul', 'cuda'", "implementation='fft'"),
         (ValueError, "must be one of 1, 2, 3", "spatial_ndim=4", "spatial_ndim=True", "spatial_ndim=2.0"),
         (ValueError, "must be one of 'edge', 'floor'", "downsample='nearest'"),
         (ValueError, "must be one of 'last', 'all'", "luminance='first'"),

@@ -20,7 +20,8 @@ ZHAO = {"form": "single_resolution"}
 
 # Name: function, shape of an image, options. The window has 5 taps where nothing is said; MS-SSIM has two scales, or as
 # many as ``scales`` says. ``max_val`` and power factors are those of each image, masks come where an option is called
-# ``where``. Images of more than 64 rows of windows are worked through in blocks.
+# ``where``. Images of more than 64 rows of windows are worked through in blocks; "matmul" has tiles of 128 pixels along
+# axes of more than 256.
 CASES = {
     "ssim": ("ssim", (13, 16, 2), {}),
     "ssim-smallest": ("ssim", (5, 5, 1), {}),
@@ -38,6 +39,7 @@ CASES = {
     "ssim-blocks": ("ssim", (150, 12, 2), {"window": WINDOW}),
     "ssim-blocks-signal": ("ssim", (330_001, 1), {}),
     "ssim-blocks-volume": ("ssim", (75, 6, 5, 2), LOOSE),
+    "ssim-tiles": ("ssim", (270, 290, 1), {}),
     "ssim-blocks-wide": ("ssim", (140, 41, 1), LOOSE | {"filter_size": 41, "padding": "same", "filter_sigma": 6.0}),
     "map": ("ssim_map", (9, 12, 2), {}),
     "map-reflect": ("ssim_map", (6, 3, 2), {"padding": "reflect"}),
@@ -66,6 +68,7 @@ CASES = {
     "ms-where-edge": ("ms_ssim", (18, 19, 2), LOOSE),
     "ms-where-floor": ("ms_ssim", (19, 22, 1), {"where": True, "downsample": "floor", "min_coverage": 0.3}),
     "ms-blocks": ("ms_ssim", (150, 12, 2), {"luminance": "all", "negative": "soft"}),
+    "ms-tiles-where": ("ms_ssim", (290, 19, 2), LOOSE),
     "ms-blocks-where": ("ms_ssim", (150, 11, 1), LOOSE | {"downsample": "floor"}),
     "db": ("ms_ssim_db", (10, 9, 2), {"negative": "soft"}),
     "db-where": ("ms_ssim_db", (18, 17, 1), LOOSE | {"negative": "shift"}),
@@ -84,7 +87,13 @@ CASES = {
     "zhao-where": ("ms_ssim_l1_loss", (40, 1), ZHAO | LOOSE),
 }
 SLOW = {"zhao", "ssim-blocks-wide"}  # to compile
-LARGE = {"zhao", "ssim-blocks-signal", "ssim-blocks-volume", "ssim-blocks-wide"}  # for the oracle, a hundred times
+LARGE = {
+    "zhao",
+    "ssim-blocks-signal",
+    "ssim-blocks-volume",
+    "ssim-blocks-wide",
+    "ssim-tiles",
+}  # for the oracle, a hundred times
 
 
 def options_of(case, pairs):
@@ -132,9 +141,10 @@ RTOL = 1e-12
 @pytest.mark.parametrize(
     ("case", "implementation"),
     [
-        pytest.param(case, kind, marks=[pytest.mark.slow] * (case in SLOW or (kind == "conv" and i % 5 > 0)))
+        pytest.param(case, kind, marks=[pytest.mark.slow] * (case in SLOW or (k > 0 and (i + k) % 5 > 0)))
         for i, case in enumerate(CASES)
-        for kind in ("stencil", "conv")
+        for k, kind in enumerate(("stencil", "conv", "matmul"))
+        if (case, kind) != ("ssim-blocks-signal", "matmul")  # thousands of tiles
     ],
 )
 def test_float64_is_the_definition(case, implementation, x64):

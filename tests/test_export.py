@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from functions import FUNCTIONS, assert_same, conv_is_slow, function_of, pair, total
+from functions import FUNCTIONS, assert_same, function_of, pair, total
 from jax import export
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -29,15 +29,17 @@ ANY_SIZE = "height, width, 1", [(3, 4, 1), (30, 11, 1)]
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes", "shapes"),
+    ("name", "sizes", "shapes", "implementation"),
     [
-        ("ssim", *ANY_NUMBER),
-        ("ssim", *ANY_SIZE),
-        pytest.param("ssim", *ANY_NUMBER_OF_LARGE, marks=pytest.mark.slow),
-        *(pytest.param(name, *ANY_NUMBER, marks=pytest.mark.slow) for name in FUNCTIONS if name != "ssim"),
+        ("ssim", *ANY_NUMBER, None),
+        ("ssim", *ANY_SIZE, None),
+        ("ssim", *ANY_SIZE, "matmul"),
+        pytest.param("ssim", *ANY_NUMBER_OF_LARGE, None, marks=pytest.mark.slow),
+        *(pytest.param(name, *ANY_NUMBER, None, marks=pytest.mark.slow) for name in FUNCTIONS if name != "ssim"),
+        *(pytest.param("ms_ssim", *ANY_NUMBER, kind, marks=pytest.mark.slow) for kind in ("conv", "matmul")),
+        pytest.param("ssim", *ANY_SIZE, "conv", marks=pytest.mark.slow),
     ],
 )
-@conv_is_slow
 def test_images(name, sizes, shapes, implementation):
     function = function_of(name, implementation=implementation)
     program = saved_and_loaded(function, sizes)

@@ -1,4 +1,4 @@
-"""The program for GPU and TPU, which has no blocks and other stages: the same numbers. A CPU runs it, too."""
+"""The programs for GPU and TPU, with no blocks, other stages or matrices: the same numbers. A CPU runs them, too."""
 
 import contextlib
 import re
@@ -21,12 +21,12 @@ RTOL = 1e-12
 
 
 @contextlib.contextmanager
-def off_cpu():
-    """The CPU runs the program of the other platforms. Compiled programs remember."""
+def program_of(platform):
+    """The CPU runs the program of a platform (None: of all that have none of their own). Compiled programs remember."""
     jax.clear_caches()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(_platforms.PLATFORMS, "cpu", _platforms.PLATFORMS[None])
+            patch.setitem(_platforms.PLATFORMS, "cpu", _platforms.PLATFORMS[platform])
             yield
     finally:
         jax.clear_caches()
@@ -45,11 +45,22 @@ CASES = {
     "a signal": (function_of("ssim", spatial_ndim=1), (3, 14, 2)),
     "a volume": (function_of("ssim", spatial_ndim=3), (2, 7, 9, 8, 3)),
     "masks and vmap": (of_each, SHAPE),
+    "tiles": (function_of("ms_ssim"), (270, 9, 2)),
 }
 
 
-@pytest.mark.parametrize("case", ["ms_ssim", *(pytest.param(x, marks=pytest.mark.slow) for x in [*CASES][1:])])
-def test_numbers(case, x64):
+BY_MATRICES = ("ms_ssim", "ssim", "ms_ssim_terms", "a signal", "a volume", "masks and vmap", "tiles")
+
+
+@pytest.mark.parametrize(
+    ("case", "platform"),
+    [
+        pytest.param(case, platform, marks=[pytest.mark.slow] * (case != "ms_ssim"))
+        for platform, cases in ((None, CASES), ("tpu", BY_MATRICES))
+        for case in cases
+    ],
+)
+def test_numbers(case, platform, x64):
     """Outputs, the gradient of their sum by both images, and the derivative of that along one direction."""
     function, shape = CASES[case]
 
@@ -59,23 +70,36 @@ def test_numbers(case, x64):
 
     images = random_pair(shape)
     expected = jax.device_get(jax.jit(program)(*images))
-    with off_cpu():
+    with program_of(platform):
         got = jax.device_get(jax.jit(program)(*images))
     assert_same(got, expected, RTOL)
 
 
 @pytest.mark.slow
-def test_a_sharded_batch_stays_put(eight_devices):
-    with off_cpu():
-        check(value_and_gradients(function_of("ms_ssim")), *pair(8, 9, 10, 1))
+@pytest.mark.parametrize("platform", [None, "tpu"])
+def test_a_sharded_batch_stays_put(platform, eight_devices):
+    with program_of(platform):
+        check(value_and_gradients(function_of("ms_ssim")), *pair(8, 270, 9, 1))
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_each_platform_has_its_own_stages(platform):
-    # Everywhere but on a CPU a barrier comes after every stage. Each of five scales has four: two passes, the map, and
-    # its mean over rows. Four halvings, the sum and difference of the first images, and the means over columns come to
-    # these.
+@pytest.mark.parametrize(
+    ("platform", "implementation", "barriers", "products"),
+    [
+        ("cpu", None, 0, 0),
+        # A barrier comes after every stage. Each of five scales has four: two passes, the map, and its mean over rows.
+        # Four halvings, the sum and difference of the first images, and the means over columns come to these.
+        ("cuda", None, 26, 0),
+        ("tpu", "stencil", 26, 0),
+        # Four blurs at each scale and two arrays halved four times, along two axes.
+        ("tpu", None, 0, 56),
+        ("cpu", "matmul", 0, 56),
+    ],
+)
+def test_each_platform_has_its_own_program(platform, implementation, barriers, products):
     image = jax.ShapeDtypeStruct((176, 176, 1), jnp.float32)
-    text = export.export(jax.jit(ms_ssim), platforms=[platform])(image, image).mlir_module()
-    barriers = len(re.findall("stablehlo.optimization_barrier", text))
-    assert barriers == 0 if platform == "cpu" else barriers == 26
+    function = jax.jit(lambda a, b: ms_ssim(a, b, implementation=implementation))
+    text = export.export(function, platforms=[platform])(image, image).mlir_module()
+    assert len(re.findall("stablehlo.optimization_barrier", text)) == barriers
+    matrices = re.findall("stablehlo.dot_general.*", text)
+    assert len(matrices) == products
+    assert all(line.count("precision = [HIGHEST, HIGHEST]") == 1 for line in matrices)

@@ -62,8 +62,13 @@ def check(function, *arrays, **axes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("implementation", ["stencil", "conv"])
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        *((name, "stencil") for name in FUNCTIONS),
+        *((name, kind) for name in ("ssim_map", "ms_ssim") for kind in ("conv", "matmul")),
+    ],
+)
 def test_batch(name, implementation):
     check(value_and_gradients(function_of(name, implementation=implementation)), *pair(*SHAPE))
 

@@ -39,15 +39,6 @@ class Cuda(Stencil):
         return term_means(Program(with_kernel, "cuda", like()), pyramid, first, constants)
 
 
-class Best(Stencil):
-    """The kernel where it serves, the stencil elsewhere."""
-
-    def term_means(self, pyramid: Pyramid, first: Scale, constants: Constants) -> list[tuple[jax.Array, ...]]:
-        if refusal(pyramid, first):
-            return super().term_means(pyramid, first, constants)
-        return term_means(Program(with_kernel, None, like()), pyramid, first, constants)
-
-
 def refusal(pyramid: Pyramid, first: Scale) -> str | None:
     """Why the kernel cannot serve; None: it can."""
     window, image = pyramid.window, first.images[0]

@@ -11,7 +11,7 @@ from jax.interpreters import ad, batching, mlir
 
 # The platforms that have a program of their own, and what it is called; None stands for all others. "cuda" has one of
 # its own where that is a kernel.
-PLATFORMS = {"cpu": "cpu", "cuda": "cuda", None: "default"}
+PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu", None: "default"}
 
 
 class Program(NamedTuple):
