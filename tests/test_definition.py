@@ -7,7 +7,7 @@ import oracle
 import pytest
 from functions import assert_same, total
 from images import random_pair
-from strategies import drawn, few_and_many, for_all, holes, limit
+from strategies import FEW, MANY, drawn, for_all, holes, limit
 
 import jax_msssim
 
@@ -138,18 +138,22 @@ def unlike_pairs(case):
 RTOL = 1e-12
 
 
-def quick(i, case, k):
-    """All with the stencil and every fifth with each of the others, but what has tiles with matrices alone."""
-    return k == 2 if "tiles" in case else k == 0 or (i + k) % 5 == 0
+def implementations(i, case):
+    """The stencil, and one of the linear blurs, which share all else: with tiles, but not thousands, by matrices."""
+    return "stencil", "matmul" if "tiles" in case or (i % 2 and case != "ssim-blocks-signal") else "conv"
+
+
+def quick(i, case, kind):
+    """All with the stencil and every fifth with another, but what has tiles with matrices alone."""
+    return (kind == "matmul" if "tiles" in case else kind == "stencil" or i % 5 == 0) and case not in SLOW
 
 
 @pytest.mark.parametrize(
     ("case", "implementation"),
     [
-        pytest.param(case, kind, marks=[pytest.mark.slow] * (case in SLOW or not quick(i, case, k)))
+        pytest.param(case, kind, marks=[pytest.mark.slow] * (not quick(i, case, kind)))
         for i, case in enumerate(CASES)
-        for k, kind in enumerate(("stencil", "conv", "matmul"))
-        if (case, kind) != ("ssim-blocks-signal", "matmul")  # thousands of tiles
+        for kind in implementations(i, case)
     ],
 )
 def test_float64_is_the_definition(case, implementation, x64):
@@ -279,9 +283,16 @@ def check_case(case, batch, implementation):
 
 
 @pytest.mark.parametrize(
-    ("case", "examples"), few_and_many(("ssim", "map-where", "ms-pair"), [x for x in CASES if x not in LARGE])
+    ("case", "implementation", "examples"),
+    [(case, kind, FEW) for case in ("ssim", "map-where", "ms-pair") for kind in ("stencil", "conv")]
+    + [
+        pytest.param(case, kind, MANY, marks=pytest.mark.slow)
+        for i, case in enumerate(CASES)
+        if case not in LARGE
+        for kind in implementations(i, case)
+    ],
 )
-def test_float32_is_the_definition(case, examples, implementation):
+def test_float32_is_the_definition(case, implementation, examples):
     for_all(lambda batch: check_case(case, batch, implementation), examples)
 
 
