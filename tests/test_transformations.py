@@ -193,7 +193,8 @@ APPLY_TO = {
     "vmap_weight": ("ssim_l1_loss",),
     "vmap_alpha": ("ms_ssim_l1_loss", "single_resolution"),
 }
-QUICK = dict.fromkeys(OF_VALUES.split(), "ms_ssim_loss") | {"disable_jit": "ssim_loss", "donate": "ssim_loss"}
+QUICK = dict.fromkeys((*OF_VALUES.split(), "jacfwd"), "ms_ssim_loss")
+QUICK |= {"disable_jit": "ssim_loss", "donate": "ssim_loss"}
 
 
 def cases(transformations):

@@ -73,10 +73,12 @@ def _lowered(ctx, *operands, key, program: Program, **params):
 
 
 def _batched(batch, leaves, axes, **params):
-    # To a batch axis like any other, so that blocks are cut to its size.
-    in_front = functools.partial(batching.bdim_at_front, size=batch.size, mesh_axis=batch.explicit_mesh_axis)
-    results = _operation.bind(*map(in_front, leaves, axes), **params)
-    return results, [0] * len(results)
+    mapped = any(axis is not None for axis in axes)  # not where jacfwd computes the value
+    if mapped:  # to a batch axis like any other, so that blocks are cut to its size
+        in_front = functools.partial(batching.bdim_at_front, size=batch.size, mesh_axis=batch.explicit_mesh_axis)
+        leaves = map(in_front, leaves, axes)
+    results = _operation.bind(*leaves, **params)
+    return results, [0 if mapped else None] * len(results)
 
 
 _operation = Primitive("jax_msssim_stencil")
