@@ -117,15 +117,16 @@ def limit(a, b, max_val, implementation, black=False, masked=False):
     ``2 u r``, and ``l`` moves by 0.9 of that over ``k1`` at most: 1e-5 ``r``.
 
     Linear blurs measure from the mean of the image, which masked pixels hold, too, and that is rounded as the image is.
-    They average squares of up to ``(2 r)^2`` and subtract them, a few roundings: ``4 u (2 r / k2)^2``. Nothing is
-    promised for images brighter than 1e7 ``max_val``.
+    They average squares of up to ``(2 r)^2`` and subtract them, a few roundings: ``4 u (2 r / k2)^2``. Of
+    ``"matmul"`` nothing is promised for images brighter than 1e7 ``max_val``.
     """
     images = [np.pad(x.reshape(len(x), -1).astype(np.float64), [(0, 0), (0, int(black))]) for x in (a, b)]
     r, brightest = (x / max_val for x in (np.max([np.ptp(x, axis=1) for x in images], 0), np.abs(images).max((0, 2))))
     if implementation != "stencil" or masked:
         r = r + 4 * np.finfo(np.float32).eps * brightest
     if implementation != "stencil":
-        return np.where((r <= 10) & (brightest <= 1e7), 5e-6 + 1e-5 * r + 4 * 6e-8 * (2 * r / 0.03) ** 2, np.inf)
+        promised = (r <= 10) & ((implementation == "conv") | (brightest <= 1e7))
+        return np.where(promised, 5e-6 + 1e-5 * r + 4 * 6e-8 * (2 * r / 0.03) ** 2, np.inf)
     return np.where(r <= 1.5, 5e-6, np.where(r <= 600, 1e-5 * r, np.inf))
 
 
