@@ -1,11 +1,13 @@
 """Single checks of what callers pass: shapes and types when traced, numbers before that, never a traced value."""
 
+import functools
 import numbers
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Array = jax.Array | np.ndarray
 
@@ -148,6 +150,29 @@ def check_where(where, shape, paddings, downsample: str, scales: int) -> None:
         raise ValueError(
             f'downsample={downsample!r} is not defined for masked pixels: use downsample="edge" or "floor" with where.'
         )
+
+
+def check_sizes(sizes, batch: tuple[int, ...], sides: tuple[int, ...], least: int) -> Array:
+    """``sizes`` as int32 over the batch; traced ones that cannot be are 0, of which every value is NaN."""
+    sizes = sizes if isinstance(sizes, jax.Array) else np.asarray(sizes)
+    if not jnp.issubdtype(sizes.dtype, jnp.integer):
+        raise TypeError(f"sizes must be integers, the true sides of each image in pixels, got {sizes.dtype}.")
+    if sizes.ndim == 0 or sizes.shape[-1] != len(sides):
+        raise ValueError(
+            f"sizes must have shape {[*batch, len(sides)]}, the true sides of each image, got {list(sizes.shape)}."
+        )
+    sizes = over_batch("sizes", sizes, batch, trailing=1)
+    if isinstance(sizes, Tracer) or (isinstance(sizes, jax.Array) and not sizes.is_fully_addressable):
+        possible = [(sizes[..., axis] >= least) & (sizes[..., axis] <= side) for axis, side in enumerate(sides)]
+        return jnp.where(functools.reduce(jnp.logical_and, possible)[..., None], sizes, 0).astype(np.int32)
+    each = np.asarray(jax.device_get(sizes)).reshape(-1, len(sides))
+    wrong = np.flatnonzero(((each < least) | (each > sides)).any(-1))
+    if wrong.size:
+        raise ValueError(
+            f"sizes must be at least {least} and at most {list(sides)}, the sides of the array, "
+            f"got {each[wrong[0]].tolist()} for image {wrong[0]}."
+        )
+    return sizes.astype(np.int32)
 
 
 def over_batch(name: str, x: Array, batch: tuple[int, ...], trailing: int = 0) -> Array:

@@ -14,7 +14,7 @@ from jax import lax
 
 from jax_msssim._implementation import Implementation
 from jax_msssim._means import channel_means, mean_by_axis, mean_positions, or_one, spatial_axes, stacked
-from jax_msssim._scales import Pyramid, Scale, centred, halved
+from jax_msssim._scales import Pyramid, Scale, centred, halved, inside
 from jax_msssim._terms import Constants, Means, Term, Variances, value_of
 from jax_msssim._windows import Window
 
@@ -36,18 +36,19 @@ class Linear(Implementation):
     def in_tiles(self, scale: Scale, constants: Constants, window: Window) -> tuple[Scale, Constants, jax.Array | None]:
         """A scale as tiles, along batch axes after the others, and what each window weighs in the mean; None: whole.
 
-        Weights are ``[*tiles, *windows of a tile, 1]``: 0 for a window that another tile has, and 1 in the mean.
+        Weights are ``[..., *tiles, *windows of a tile, 1]``: 0 for a window that another tile has, and 1 in the mean; 0
+        for those beyond an image, too, of which nothing else is then known.
         """
         del window
         return scale, constants, None
 
-    def centre(self, image: jax.Array, where: jax.Array | None, spatial_ndim: int) -> jax.Array:
-        return channel_means(image, where, spatial_ndim)
+    def centre(self, image: jax.Array, counts: jax.Array | None, spatial_ndim: int) -> jax.Array:
+        return channel_means(image, counts, spatial_ndim)
 
     def term_map(self, term: Term, scale: Scale, constants: Constants, window: Window) -> jax.Array:
         return value_of(term, *self._moments(_centred(scale), window), constants)
 
-    def counted(self, scale: Scale, window: Window) -> jax.Array | None:
+    def covered(self, scale: Scale, window: Window) -> jax.Array | None:
         valid = scale.weights
         if valid is None:
             return None
@@ -63,24 +64,24 @@ class Linear(Implementation):
         """All scales, centred and padded."""
 
         def halve(scale: Scale) -> tuple[jax.Array, jax.Array | None]:
-            images, share = halved(scale.images, scale.weights, lambda x: self.halve(x, pyramid.window.spatial_ndim))
+            images, share = halved([*scale.images], scale, lambda x: self.halve(x, pyramid.window.spatial_ndim))
             return stacked(*images), share
 
         return pyramid.scales(_centred(first), halve)
 
     def means(self, terms: tuple[Term, ...], scale: Scale, constants: Constants, window: Window):
         """The means of the terms of a centred and padded scale."""
+        batch, sized = spatial_axes(scale.images[0], window.spatial_ndim).start, bool(scale.sizes)
         scale, constants, weights = self.in_tiles(scale, constants, window)
         moments, counted = self._moments(scale, window), self.counted(scale, window)
         maps = [value_of(term, *moments, constants) for term in terms]
         axes = spatial_axes(maps[0], window.spatial_ndim)
         if weights is None:
             return tuple(mean_positions(x, counted, axes) for x in maps)
-        tiles = range(maps[0].ndim - weights.ndim, axes.start)
-        weights = jnp.expand_dims(weights, range(tiles.start))
-        if counted is None:
-            return tuple(_mean_of_tiles(x, weights, tiles, axes) for x in maps)
-        return tuple(mean_positions(x, counted & (weights > 0), range(tiles.start, axes.stop)) for x in maps)
+        if counted is None and not sized:
+            return tuple(_mean_of_tiles(x, weights, range(batch, axes.start), axes) for x in maps)
+        counted = weights > 0 if counted is None else counted & (weights > 0)
+        return tuple(mean_positions(x, counted, range(batch, axes.stop)) for x in maps)
 
     def _moments(self, scale: Scale, window: Window) -> tuple[Means, Variances]:
         mass = None if scale.weights is None else or_one(self.blur(scale.weights, window))
@@ -144,7 +145,7 @@ class Matmul(Linear):
         # The matrix of a long axis is zeros for the most part. A tile as long as a TPU's matrices has 118 windows of 11
         # taps. Images are cut before they are squared and blurred: to cut their maps and to join those costs more.
         ndim, tile = window.spatial_ndim, UNIT * max(1, -(-4 * window.halo // UNIT))
-        weights = jnp.ones((1,) * (ndim + 1), scale.images[0].dtype)
+        weights, windows_inside = jnp.ones((1,) * (ndim + 1), scale.images[0].dtype), scale.windows(window)
         for axis in range(-ndim - 1, -1):
             size = scale.images[0].shape[axis]
             if not isinstance(size, int) or size <= 2 * tile:
@@ -153,8 +154,8 @@ class Matmul(Linear):
             starts = np.arange(0, windows, own)
             begins = np.minimum(starts, windows - own)  # the last tile ends with the image
 
-            def cut(x, axis=axis, begins=begins):
-                parts = [lax.slice_in_dim(x, begin, begin + tile, axis=axis) for begin in begins.tolist()]
+            def cut(x, length=tile, axis=axis, begins=begins):
+                parts = [lax.slice_in_dim(x, begin, begin + length, axis=axis) for begin in begins.tolist()]
                 return jnp.stack(parts, x.ndim - ndim - 1)
 
             def over_tiles(x):
@@ -163,11 +164,17 @@ class Matmul(Linear):
             images, valid = jax.tree.map(cut, ((*scale.images,), scale.valid))
             centres, constants = jax.tree.map(over_tiles, (scale.centres, constants))
             scale = scale._replace(images=images, valid=valid, centres=centres)
+            windows_inside = None if windows_inside is None else cut(windows_inside, own)
             new = (begins[:, None] + np.arange(own) >= starts[:, None]) * (len(starts) * own / windows)
             shape = [1] * (weights.ndim + 1)
             shape[-ndim - 2], shape[axis] = new.shape
             weights = over_tiles(weights) * jnp.asarray(new.reshape(shape), weights.dtype)
-        return scale, constants, None if weights.ndim == ndim + 1 else weights
+        if weights.ndim == ndim + 1:
+            return scale, constants, None
+        weights = jnp.expand_dims(weights, range(scale.images[0].ndim - weights.ndim))
+        if windows_inside is not None:
+            weights = weights * windows_inside.astype(weights.dtype)
+        return scale._replace(sizes=()), constants, weights
 
 
 def _mean_of_tiles(x: jax.Array, weights: jax.Array, tiles: range, axes: range) -> jax.Array:
@@ -193,4 +200,7 @@ def _banded(taps: tuple[float, ...], stride: int, x: jax.Array, axis: int) -> ja
 def _centred(scale: Scale) -> Scale:
     if scale.centred:
         return scale
-    return scale._replace(images=stacked(*centred(*scale.images, *scale.centres)))
+    images, pixels = centred(*scale.images, *scale.centres), inside(scale.sizes, scale.images[0])
+    if pixels is not None:  # there may be NaN beyond an image
+        images = [jnp.where(pixels, x, 0) for x in images]
+    return scale._replace(images=stacked(*images))

@@ -24,7 +24,7 @@ from jax_msssim._options import (
     prepare,
     prepare_ms_ssim,
 )
-from jax_msssim._scales import Padding
+from jax_msssim._scales import Padding, inside
 from jax_msssim._signatures import takes
 from jax_msssim._single_resolution import SINGLE_RESOLUTION_OPTIONS, single_resolution
 from jax_msssim._ssim import dissimilarity
@@ -235,7 +235,7 @@ def ms_ssim_l1_loss(
         (kornia's ``MS_SSIMLoss``, there times 200). Images of any size will do.
       negative: ``"soft"``, ``"shift"`` or ``"relu"``, as for :func:`ms_ssim`; of ``"pyramid"``.
       **options: the other keyword arguments of :func:`ms_ssim`. ``"single_resolution"`` takes ``max_val``, ``k1``,
-        ``k2``, ``where``, ``min_coverage``, ``spatial_ndim`` and ``implementation``.
+        ``k2``, ``where``, ``min_coverage``, ``sizes``, ``spatial_ndim`` and ``implementation``.
 
     Returns:
       One loss per image, shape ``[...]``.
@@ -306,11 +306,13 @@ def l1_and_single_resolution(options: Options, images: Images, alpha: jax.Array)
 def mean_l1(options: Options, images: Images, weights: Array | None = None) -> jax.Array:
     """The mean of ``|a - b| / max_val`` over the valid pixels and the channels of each image."""
     a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
-    valid = None if images.where is None else jnp.broadcast_to(jnp.asarray(images.where), a.shape)
+    valid = inside(images.sides(options.window.spatial_ndim), a)
+    if images.where is not None:
+        valid = jnp.asarray(images.where) if valid is None else jnp.logical_and(valid, jnp.asarray(images.where))
     if valid is not None:
         a, b = jnp.where(valid, a, 0), jnp.where(valid, b, 0)
     difference = jnp.abs(a - b)
     if weights is not None:
-        difference *= weights.reshape((1,) * len(images.batch) + weights.shape)
+        difference *= weights
     mean = mean_positions(difference, valid, range(len(images.batch), a.ndim))
     return mean / images.max_val

@@ -1,9 +1,11 @@
 """Means over positions, with all the digits of float32, and what they need of arrays."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -22,6 +24,22 @@ def unstacked(x: jax.Array) -> list[jax.Array]:
     return [lax.index_in_dim(x, k, 0, keepdims=False) for k in range(len(x))]
 
 
+def places(x: jax.Array, axis: int) -> jax.Array:
+    """0, 1, ... along an axis, all others of size 1."""
+    shape = [1] * x.ndim
+    shape[axis] = x.shape[axis]
+    return lax.broadcasted_iota(np.int32, shape, axis % x.ndim)
+
+
+def below(x: jax.Array, axes: Sequence[int], limits: Sequence[jax.Array]) -> jax.Array:
+    """Where the place along each of some axes is below a limit, which has size 1 along them."""
+    # All but the first axis limit the first: of what has as many numbers as x there is one comparison.
+    (first, *others), (limit, *more) = axes, limits
+    for axis, other in zip(others, more, strict=True):
+        limit = limit * (places(x, axis) < other).astype(limit.dtype)
+    return places(x, first) < limit
+
+
 def or_one(x: jax.Array) -> jax.Array:
     """To divide by where nothing is left."""
     # Not jnp.where, a call inside others: on that the partitioner of JAX 0.9 crashes where the batch is sharded.
@@ -32,9 +50,24 @@ def mean_positions(x: jax.Array, counted: jax.Array | None, axes: range) -> jax.
     """The mean over some axes, of the positions that count; NaN where none does."""
     if counted is None:
         return mean_of_map(x, axes)
-    total, share = (mean_of_map(y, axes) for y in (jnp.where(counted, x, 0), counted.astype(x.dtype)))
-    # Chosen after the division, so that the gradient is 0 and not NaN where no position counts.
-    return jnp.where(share > 0, total / or_one(share), jnp.nan)
+    weights = jnp.broadcast_to(counted, x.shape).astype(x.dtype)
+    for _ in axes:
+        x, weights = weighted_mean(x, weights, axes.start)
+    return jnp.where(weights > 0, x, jnp.nan)
+
+
+def weighted_mean(x: jax.Array, weights: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """The mean over an axis by weights, 0 where they all are, and the mean of the weights.
+
+    As the least number that weighs something, and what others are above it: for what that gains see
+    :func:`mean_of_map`.
+    """
+    share = mean_of_map(weights, range(axis, axis + 1))
+    largest = lax.full_like(x, jnp.finfo(x.dtype).max)
+    least = lax.stop_gradient(lax.select(weights > 0, x, largest).min(axis))
+    least = lax.select(share > 0, least, lax.full_like(share, 0))
+    above = weights * (x - lax.expand_dims(least, (axis,)))
+    return least + above.mean(axis) / or_one(share), share
 
 
 def mean_by_axis(x: jax.Array, axes: range) -> jax.Array:

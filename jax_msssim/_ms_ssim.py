@@ -153,7 +153,7 @@ def ms_ssim(a: ArrayLike, b: ArrayLike, *, negative: Negative = "relu", **option
       power_factors: the weights :math:`w_j`, finest scale first; their number is the number of scales :math:`M`. An
         array, or an array ``[..., scales]`` over the batch, may be traced, mapped and differentiated. They are used as
         they are: the paper's sum to 1.0001.
-      filter_size, filter_sigma, window, k1, k2, covariance, spatial_ndim, implementation: as for :func:`ssim`.
+      filter_size, filter_sigma, window, k1, k2, covariance, sizes, spatial_ndim, implementation: as for :func:`ssim`.
       padding: as for :func:`ssim`, or a pair: for contrast-structure, and for the similarity of the last scale
         (torchmetrics: ``("valid", "reflect")``).
       downsample: what happens to an axis of odd length before it is halved. ``"edge"`` repeats its last line (MATLAB,

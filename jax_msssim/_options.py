@@ -21,6 +21,7 @@ from jax_msssim._checks import (
     check_numbers,
     check_option,
     check_positive,
+    check_sizes,
     check_where,
     over_batch,
 )
@@ -64,17 +65,25 @@ class MSSSIMOptions(NamedTuple):
 
 
 class Images(NamedTuple):
-    """What a jitted function computes with: the two images as they came, ``max_val``, one per image, and a mask."""
+    """What a jitted function computes with: the images as they came, one ``max_val`` for each, a mask, and sizes."""
 
     a: Array
     b: Array
     max_val: Array
     where: Array | None
+    sizes: Array | None
 
     @property
     def batch(self) -> tuple[int, ...]:
         """The batch axes: ``max_val`` has one of each, if only of size 1."""
         return self.a.shape[: self.max_val.ndim]
+
+    def sides(self, spatial_ndim: int) -> list[jax.Array]:
+        """The true length of each image along each spatial axis, ``[..., 1, ..., 1]``; none: that of the array."""
+        if self.sizes is None:
+            return []
+        sizes = jnp.broadcast_to(jnp.asarray(self.sizes), (*self.batch, spatial_ndim))
+        return [sizes[..., axis].reshape(*self.batch, *(1,) * (spatial_ndim + 1)) for axis in range(spatial_ndim)]
 
 
 class LocalOptions(TypedDict, total=False):
@@ -89,6 +98,7 @@ class LocalOptions(TypedDict, total=False):
     covariance: Covariance
     where: ArrayLike | None
     min_coverage: float
+    sizes: ArrayLike | None
     spatial_ndim: SpatialNdim
     implementation: ImplementationName | None
 
@@ -128,6 +138,7 @@ def prepare(
     covariance: Covariance = "population",
     where: ArrayLike | None = None,
     min_coverage: float = 1.0,
+    sizes: ArrayLike | None = None,
     spatial_ndim: SpatialNdim = 2,
     implementation: ImplementationName | None = None,
 ) -> tuple[Options, Images]:
@@ -151,11 +162,12 @@ def prepare(
     if where is not None:
         where = as_array("where", where, "where=where.filled(False)")
         check_where(where, a.shape, paddings, downsample, scales)
-    for mode in paddings:
-        _check_size(names, a.shape[-spatial_ndim - 1 :], mode, len(taps), scales, downsample)
-    dtype = "float64" if jnp.float64 in (_dtype(a), _dtype(b)) else "float32"
+    sides = [_check_size(names, a.shape[-spatial_ndim - 1 :], mode, len(taps), scales, downsample) for mode in paddings]
     batch = a.shape[: -spatial_ndim - 1]
-    images = Images(a, b, _max_val(names, a, b, max_val, dtype, batch), where)
+    if sizes is not None:
+        sizes = check_sizes(sizes, batch, a.shape[-spatial_ndim - 1 : -1], max(sides))
+    dtype = "float64" if jnp.float64 in (_dtype(a), _dtype(b)) else "float32"
+    images = Images(a, b, _max_val(names, a, b, max_val, dtype, batch), where, sizes)
     return Options(statistics, k1, k2, paddings, implementation, dtype), images
 
 
@@ -202,12 +214,13 @@ def evaluate(function: Callable[..., Any], options: Any, images: Images, *number
     return result
 
 
-def _check_size(names, shape, padding: Padding, taps: int, scales: int, downsample: Downsample) -> None:
+def _check_size(names, shape, padding: Padding, taps: int, scales: int, downsample: Downsample) -> int:
+    """The shortest side that images may have."""
     *spatial, channels = shape
     needed = {"valid": taps, "same": 1, "reflect": taps // 2 + 1, "symmetric": max(taps // 2, 1)}[padding]
     side = smallest_side(needed, downsample, scales - 1)
     if all(size >= side for size in spatial):
-        return
+        return side
     message = (
         f"{names[0]} and {names[1]} are too small: their last axes are {list(shape)} ([..., {AXES[len(spatial)]}]) "
         f"and every side must be at least {side}, for {needed} pixels to be left"

@@ -1,13 +1,19 @@
-"""The scales of MS-SSIM: two images, halved again and again, and padded for the window."""
+"""The scales of MS-SSIM: two images, halved again and again, and padded for the window.
 
-from collections.abc import Callable
+An array may be larger than the images in it, which then have ``sizes`` of their own: what lies beyond them, whatever it
+holds, takes no part in anything.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_msssim._means import or_one, spatial_axes, stacked
+from jax_msssim._means import below, or_one, places, spatial_axes, stacked
 from jax_msssim._terms import Term
 from jax_msssim._windows import Window
 
@@ -23,12 +29,15 @@ class Scale(NamedTuple):
     ``centred``, they are one array ``[2, ..., *spatial, C]``: ``s`` and ``d``, the sum and the difference of ``a`` and
     ``b``, less those of ``centres``, a number for each image (or channel), so that an offset costs no digits.
 
-    ``valid`` tells which pixels count (None: all); the others hold finite numbers without meaning.
+    ``valid`` tells which pixels count (None: all); the others hold finite numbers without meaning. ``sizes`` are the
+    sides of each image along each spatial axis, ``[..., 1, ..., 1]`` (none: those of the array). Beyond it lies
+    anything at the first scale, and finite numbers at the others.
     """
 
     images: Pair | jax.Array
     centres: Pair = ()
     valid: jax.Array | None = None
+    sizes: tuple[jax.Array, ...] = ()
 
     @property
     def centred(self) -> bool:
@@ -39,6 +48,13 @@ class Scale(NamedTuple):
     def weights(self) -> jax.Array | None:
         """1 where a pixel is valid, 0 elsewhere; None: all are."""
         return None if self.valid is None else self.valid.astype(self.images[0].dtype)
+
+    def windows(self, window: Window) -> jax.Array | None:
+        """Which windows lie inside an image, ``[..., *positions, 1]``; None: all do."""
+        image = self.images[0]
+        for axis in spatial_axes(image, window.spatial_ndim):
+            image = lax.slice_in_dim(image, 0, image.shape[axis] - window.halo, axis=axis)
+        return inside([size - window.halo for size in self.sizes], image)
 
 
 Halve = Callable[[Scale], tuple[Pair | jax.Array, jax.Array | None]]
@@ -62,7 +78,9 @@ class Pyramid(NamedTuple):
             even = _evened(scales[-1], self.downsample, self.window.spatial_ndim)
             images, share = halve(even)
             valid = None if share is None else share == 1 if self.downsample == "floor" else share > 0
-            scales.append(even._replace(images=images, valid=valid))
+            more = 0 if self.downsample == "floor" else 1
+            sizes = tuple((size + more) // 2 for size in scales[-1].sizes)
+            scales.append(even._replace(images=images, valid=valid, sizes=sizes))
         before, at_last = self.paddings
         *others, last = scales
         return [*(padded(scale, before, self.window) for scale in others), padded(last, at_last, self.window)]
@@ -76,12 +94,34 @@ def centred(a: jax.Array, b: jax.Array, centre_a: jax.Array, centre_b: jax.Array
     return above_a + above_b, lax.select(alike, (a - b) - apart, above_a - above_b)
 
 
-def halved(images, weights: jax.Array | None, mean: Callable[[jax.Array], jax.Array]):
-    """The 2x2 means of the pixels that count, and the share of those."""
-    if weights is None:
+def inside(sizes: Sequence[jax.Array], x: jax.Array) -> jax.Array | None:
+    """Which pixels of ``[..., *spatial, C]`` belong to images of these sizes; None: all."""
+    return below(x, spatial_axes(x, len(sizes)), sizes) if sizes else None
+
+
+def halved(images: Sequence[jax.Array], scale: Scale, mean: Callable[[jax.Array], jax.Array]):
+    """The 2x2 means of those pixels of a scale that count, and the share of those if some are masked."""
+    if scale.valid is not None:
+        share = mean(scale.valid.astype(images[0].dtype))
+        whole = or_one(share)
+        return [mean(selected(scale.valid, x)) / whole for x in images], share
+    pixels = inside(scale.sizes, images[0])
+    if pixels is None:
         return [mean(x) for x in images], None
-    share = mean(weights)
-    return [mean(weights * x) / or_one(share) for x in images], share
+    return [doubled(mean(selected(pixels, x)), scale.sizes) for x in images], None
+
+
+def selected(counts: jax.Array, x: jax.Array) -> jax.Array:
+    """0 where a pixel does not count."""
+    # Not jnp.where, a call inside others, which XLA may leave a call.
+    return lax.select(jnp.broadcast_to(counts, x.shape), x, lax.full_like(x, 0))
+
+
+def doubled(x: jax.Array, sizes: Sequence[jax.Array]) -> jax.Array:
+    """2x2 means, twice as large where the second line of a pair was 0, beyond the image: that is the first's mean."""
+    for axis, size in zip(spatial_axes(x, len(sizes)), sizes, strict=True):
+        x = x * (1 + (2 * places(x, axis) + 1 == size).astype(x.dtype))
+    return x
 
 
 def padded(scale: Scale, padding: Padding, window: Window) -> Scale:
@@ -91,14 +131,19 @@ def padded(scale: Scale, padding: Padding, window: Window) -> Scale:
     margin = len(window.taps) // 2
 
     def with_margin(x, black):
-        for axis in spatial_axes(x, window.spatial_ndim):
-            if padding == "same":
+        axes = spatial_axes(x, window.spatial_ndim)
+        sizes = _over_stack(scale.sizes, x)
+        if padding == "same":
+            pixels = inside(sizes, x)
+            x = x if pixels is None else jnp.where(pixels, x, black)
+            for axis in axes:
                 x = _surrounded(x, axis, margin, margin, black)
-            else:
-                x = _mirrored(x, axis, margin, skipped=1 if padding == "reflect" else 0)
+            return x
+        for axis, size in zip(axes, sizes or [None] * len(axes), strict=True):
+            x = _mirrored(x, axis, margin, 1 if padding == "reflect" else 0, size)
         return x
 
-    return _mapped(scale, with_margin)
+    return _mapped(scale, with_margin)._replace(sizes=tuple(size + 2 * margin for size in scale.sizes))
 
 
 def smallest_side(size: int, rule: Downsample, times: int) -> int:
@@ -117,25 +162,45 @@ def sharded_alike(*arrays: jax.Array) -> list[jax.Array]:
 
 
 def _evened(scale: Scale, rule: Downsample, spatial_ndim: int) -> Scale:
-    """The scale with an even number of pixels along each spatial axis."""
+    """The scale with an even number of pixels along each spatial axis, but where half a pair counts."""
+
+    def odd(sides):
+        each = [side % 2 == 1 for side in sides]
+        return [functools.reduce(operator.or_, each)] * len(each) if rule == "edge_start" else each
 
     def even(x, black):
         axes = spatial_axes(x, spatial_ndim)
-        odd = [axis for axis in axes if x.shape[axis] % 2 == 1]
-        if rule == "zero":  # a line of zeros at both ends of an odd axis, the second of which is left without a partner
-            for axis in odd:
-                x = _surrounded(x, axis, 1, 0, black)
-        elif rule == "edge_start" and odd:  # the first line once more, on every axis if one is odd
-            for axis in axes:
-                x = jnp.concatenate([lax.slice_in_dim(x, 0, 1, axis=axis), x], axis)
-        elif rule == "edge":  # the last line once more
-            for axis in odd:
-                x = jnp.concatenate([x, lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)], axis)
-        for axis in axes:
+        sides = [x.shape[axis] for axis in axes]
+        for axis, side, more in zip(axes, sides, odd(_over_stack(scale.sizes, x) or sides), strict=True):
+            if rule == "zero":  # a line of zeros at both ends, the second of which is left without a partner
+                x = _begun(x, axis, _line(x, axis, black), more)
+            elif rule == "edge_start":  # the first line once more, on every axis if one is odd
+                x = _begun(x, axis, lax.slice_in_dim(x, 0, 1, axis=axis), more)
+            elif rule == "edge" and side % 2 == 1:  # the last line once more, or one that is beyond all images
+                last = lax.slice_in_dim(x, side - 1, side, axis=axis)
+                x = jnp.concatenate([x, jnp.zeros_like(last) if scale.sizes else last], axis)
             x = lax.slice_in_dim(x, 0, x.shape[axis] // 2 * 2, axis=axis)
         return x
 
-    return _mapped(scale, even)
+    sizes = scale.sizes
+    if rule in ("zero", "edge_start"):
+        sizes = tuple(
+            jnp.where(more, size + 1, size) for size, more in zip(sizes, odd(sizes) if sizes else (), strict=True)
+        )
+    return _mapped(scale, even)._replace(sizes=sizes)
+
+
+def _begun(x, axis, line, where: bool | jax.Array):
+    """``x`` with a line before it, for all images or for some."""
+    if where is False:
+        return x
+    begun = jnp.concatenate([line, x], axis)
+    return begun if where is True else jnp.where(where, begun, jnp.concatenate([x, line], axis))
+
+
+def _over_stack(sizes, x) -> list[jax.Array]:
+    """Sizes of as many axes as ``x``, which may be a stack."""
+    return [size.reshape((1,) * (x.ndim - size.ndim) + size.shape) for size in sizes]
 
 
 def _mapped(scale: Scale, function) -> Scale:
@@ -148,13 +213,25 @@ def _mapped(scale: Scale, function) -> Scale:
     return scale._replace(images=images, valid=None if scale.valid is None else function(scale.valid, True))
 
 
+def _line(x, axis, value):
+    return jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis)) + value
+
+
 def _surrounded(x, axis, before, after, value):
     # Not jnp.pad, which slices the other axes as well, and a sharded batch cannot be sliced.
-    line = jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis)) + value
+    line = _line(x, axis, value)
     return jnp.concatenate([line] * before + [x] + [line] * after, axis)
 
 
-def _mirrored(x, axis, margin, skipped):
-    before = lax.slice_in_dim(x, skipped, skipped + margin, axis=axis)
-    after = lax.slice_in_dim(x, x.shape[axis] - skipped - margin, x.shape[axis] - skipped, axis=axis)
-    return jnp.concatenate([jnp.flip(before, axis), x, jnp.flip(after, axis)], axis)
+def _mirrored(x, axis, margin, skipped, size=None):
+    before = jnp.flip(lax.slice_in_dim(x, skipped, skipped + margin, axis=axis), axis)
+    side = x.shape[axis]
+    if size is None:
+        after = jnp.flip(lax.slice_in_dim(x, side - skipped - margin, side - skipped, axis=axis), axis)
+        return jnp.concatenate([before, x, after], axis)
+    # Each image ends somewhere else: its last lines are found by comparisons, which keep a sharded batch in its place.
+    out = jnp.concatenate([x, lax.slice_in_dim(x, 0, margin, axis=axis)], axis)
+    for k in range(margin):
+        line = selected(places(x, axis) == size - 1 - skipped - k, x).sum(axis, keepdims=True)
+        out = jnp.where(places(out, axis) == size + k, line, out)
+    return jnp.concatenate([before, out], axis)

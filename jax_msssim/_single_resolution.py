@@ -6,22 +6,23 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jax_msssim._means import mean_positions, spatial_axes
 from jax_msssim._options import Images, Options
-from jax_msssim._scales import padded
+from jax_msssim._scales import Scale, padded
 from jax_msssim._ssim import IMPLEMENTATIONS, first_scale
 from jax_msssim._windows import gaussian_window
 
 SIGMAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 RADIUS = 16  # of the widest window: two sigmas, as the paper and its code cut it
 SINGLE_RESOLUTION_OPTIONS = frozenset(
-    {"max_val", "k1", "k2", "where", "min_coverage", "spatial_ndim", "implementation"}
+    {"max_val", "k1", "k2", "where", "min_coverage", "sizes", "spatial_ndim", "implementation"}
 )
 
 
-def single_resolution(options: Options, images: Images) -> tuple[jax.Array, np.ndarray]:
-    """The mean dissimilarity per image, and what the widest window weighs each pixel with, ``[*spatial, 1]``."""
+def single_resolution(options: Options, images: Images) -> tuple[jax.Array, jax.Array]:
+    """The mean dissimilarity per image, and what the widest window weighs each pixel with, ``[..., *spatial, 1]``."""
     implementation, spatial_ndim = IMPLEMENTATIONS[options.implementation], options.window.spatial_ndim
     first, constants = first_scale(options, images)
     dissimilarity = jnp.zeros((), options.dtype)
@@ -36,9 +37,18 @@ def single_resolution(options: Options, images: Images) -> tuple[jax.Array, np.n
         dissimilarity = dissimilarity + one_more - dissimilarity * one_more  # 1 - (1 - x)(1 - y)
     axes = spatial_axes(dissimilarity, spatial_ndim)
     mean = mean_positions(dissimilarity, implementation.counted(scale, window), axes)
-    # What the widest window around every pixel, cut off at the borders, weighs each pixel with in all.
-    weights = np.ones((1,) * (spatial_ndim + 1))
-    for axis, size in enumerate(first.images[0].shape[-spatial_ndim - 1 : -1]):
-        inside = np.convolve(np.ones(size), taps)[RADIUS : RADIUS + size]
-        weights = weights * inside.reshape([-1 if i == axis else 1 for i in range(spatial_ndim + 1)])
-    return mean.mean(-1), weights.astype(options.dtype)
+    return mean.mean(-1), _weights_of_pixels(first, taps, spatial_ndim)
+
+
+def _weights_of_pixels(first: Scale, taps: tuple[float, ...], spatial_ndim: int) -> jax.Array:
+    """What the windows around every pixel, cut off at the borders, weigh each pixel with in all."""
+    image = first.images[0]
+    weights = jnp.ones((1,) * image.ndim, image.dtype)
+    for i, axis in enumerate(spatial_axes(image, spatial_ndim)):
+        shape = [n if place == axis else 1 for place, n in enumerate(image.shape)]
+        pixel = lax.broadcasted_iota(np.int32, shape, axis)
+        size = first.sizes[i] if first.sizes else shape[axis]
+        centres = [pixel + offset for offset in range(-RADIUS, RADIUS + 1)]
+        has_window = [((at >= 0) & (at < size)).astype(image.dtype) for at in centres]
+        weights = weights * sum(tap * x for tap, x in zip(taps, has_window, strict=True))
+    return weights

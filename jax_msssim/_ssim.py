@@ -16,7 +16,7 @@ from jax_msssim._implementation import Implementation
 from jax_msssim._linear import Conv, Matmul
 from jax_msssim._means import channel_means
 from jax_msssim._options import Images, ImplementationName, Options, SSIMOptions, evaluate, prepare
-from jax_msssim._scales import Pyramid, Scale, padded, sharded_alike
+from jax_msssim._scales import Pyramid, Scale, inside, padded, sharded_alike
 from jax_msssim._signatures import takes
 from jax_msssim._stencil import Stencil
 from jax_msssim._terms import Constants
@@ -67,6 +67,9 @@ def ssim(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Arra
         some of each use the valid ones, renormalised.
       min_coverage: a position counts if at least this share of its window's weight is valid; 1.0 uses the windows
         without a masked pixel.
+      sizes: the true sides of each image in a batch of images that were padded to one shape, integers ``[...,
+        spatial_ndim]``, which may be traced. Each image has the value that it has alone, whatever lies beyond it, NaN
+        included, where gradients are 0 and maps are NaN. :func:`pad_images` makes such batches.
       spatial_ndim: number of spatial axes: 1, 2 or 3.
       implementation: ``"stencil"`` (moments from shifted slices: the fast and accurate one), ``"conv"``
         (``lax.conv_general_dilated``), ``"matmul"`` (banded matrices, what a TPU is made for) or ``"cuda"`` (a kernel
@@ -76,12 +79,12 @@ def ssim(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Arra
 
     Returns:
       One value per image, shape ``[...]``: float64 if an image is, else float32. NaN, with gradient 0, for an image
-      with a channel in which no position counts.
+      with a channel in which no position counts, or with traced ``sizes`` that are too small or larger than the array.
 
     Raises:
       TypeError: an image is not an array of real numbers, or a Python argument is traced.
-      ValueError: shapes differ, the channel axis is missing, the window does not fit into the image, ``max_val`` is
-        needed, or an option is unknown.
+      ValueError: shapes differ, the channel axis is missing, the window does not fit into the image, ``sizes`` are
+        not within the array, ``max_val`` is needed, or an option is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -160,16 +163,18 @@ def similarity_map(options: Options, images: Images) -> jax.Array:
 
 def first_scale(options: Options, images: Images) -> tuple[Scale, Constants]:
     """The images in the type of the arithmetic, masked pixels filled with the mean of the others; C1 and C2."""
-    a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
     spatial_ndim, where = options.window.spatial_ndim, images.where
-    if where is None:
-        a, b = sharded_alike(a, b)
-    else:
-        a, b, where = sharded_alike(a, b, jnp.broadcast_to(jnp.asarray(where), a.shape))
+    a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
+    masks = () if where is None else (jnp.broadcast_to(jnp.asarray(where), a.shape),)
+    a, b, *others = sharded_alike(a, b, *masks, *images.sides(spatial_ndim))
+    where, sizes = (others[0] if masks else None), tuple(others[len(masks) :])
+    counts = inside(sizes, a)
+    if where is not None:
+        counts = where = where if counts is None else jnp.logical_and(where, counts)
         a, b = (jnp.where(where, x, channel_means(x, where, spatial_ndim)) for x in (a, b))
     centre = IMPLEMENTATIONS[options.implementation].centre
-    centres = tuple(centre(x, where, spatial_ndim) for x in (a, b))
+    centres = tuple(centre(x, counts, spatial_ndim) for x in (a, b))
     max_val = images.max_val.reshape(*images.max_val.shape, *(1,) * (spatial_ndim + 1))
     # The constants keep 0/0 away, so they must not underflow themselves.
     c1, c2 = (jnp.maximum((k * max_val) ** 2, jnp.finfo(options.dtype).tiny) for k in (options.k1, options.k2))
-    return Scale((a, b), centres, where), Constants(c1, c2)
+    return Scale((a, b), centres, where, sizes), Constants(c1, c2)

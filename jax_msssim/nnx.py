@@ -38,7 +38,7 @@ from jax_msssim._signatures import takes
 
 __all__ = ["DSSIM", "MSSSIM", "SSIM"]
 
-_OF_UPDATE = {"where": "It is an argument of update"}
+_OF_UPDATE = dict.fromkeys(("where", "sizes"), "It is an argument of update")
 
 # No image is larger: what is wrong with options whatever the images, is wrong with these.
 _LARGE = jax.ShapeDtypeStruct((2**62, 2**62, 2**62, 1), jnp.float32)
@@ -77,6 +77,7 @@ class _MeanOverImages(nnx.Metric):
         targets: ArrayLike,
         mask: ArrayLike | None = None,
         where: ArrayLike | None = None,
+        sizes: ArrayLike | None = None,
         **_: Any,
     ) -> None:
         """Adds images.
@@ -89,13 +90,14 @@ class _MeanOverImages(nnx.Metric):
           mask: boolean, ``[...]``: True for the images that count. The others may hold anything, NaN included; they
             fill up a last batch, say.
           where: boolean mask of pixels, as for :func:`jax_msssim.ssim`.
+          sizes: the true sides of each image in a padded batch, as for :func:`jax_msssim.ssim`.
           **_: arguments of other metrics, ignored.
 
         Raises:
           TypeError: as for :func:`jax_msssim.ssim`, or ``mask`` is not boolean.
           ValueError: as for :func:`jax_msssim.ssim`, or ``mask`` has another shape.
         """
-        values = self._values(predictions, targets, where=where, **dict(self.options))
+        values = self._values(predictions, targets, where=where, sizes=sizes, **dict(self.options))
         if mask is not None:
             mask = _checked_mask(mask, values.shape)
         self._add(*_sum(values, mask))
@@ -135,7 +137,7 @@ class SSIM(_MeanOverImages):
     """Mean SSIM over images.
 
     Args:
-      **options: the keyword arguments of :func:`jax_msssim.ssim` but for ``where``, which is an argument of
+      **options: the keyword arguments of :func:`jax_msssim.ssim` but for ``where`` and ``sizes``, arguments of
         :meth:`update`. They are static: ``max_val`` is one number.
 
     Raises:
@@ -168,8 +170,8 @@ class MSSSIM(_MeanOverImages):
 
     Args:
       negative: ``"relu"``, ``"shift"`` or ``"soft"``, as for :func:`jax_msssim.ms_ssim`.
-      **options: the other keyword arguments of :func:`jax_msssim.ms_ssim` but for ``where``, which is an argument of
-        :meth:`update`. They are static: ``max_val`` is one number, ``power_factors`` one for each scale.
+      **options: the other keyword arguments of :func:`jax_msssim.ms_ssim` but for ``where`` and ``sizes``, arguments
+        of :meth:`update`. They are static: ``max_val`` is one number, ``power_factors`` one for each scale.
 
     Raises:
       TypeError: an option is unknown, or traced.

@@ -18,6 +18,7 @@ LOCAL = {
     "covariance": "population",
     "where": None,
     "min_coverage": 1.0,
+    "sizes": None,
     "spatial_ndim": 2,
     "implementation": None,
 }

@@ -189,6 +189,19 @@ OPTIONS = [
     ),
     ("ssim(IMAGE, IMAGE, covariance='sample', filter_size=1)", ValueError, "covariance", "more than one tap"),
     *options_of(
+        "ssim",
+        (TypeError, "must be integers", "sizes=[12.0, 12.0]", "sizes=[True, True]"),
+        (ValueError, "must have shape [2]", "sizes=12", "sizes=[12, 12, 3]", "sizes=[[12], [12]]"),
+        (ValueError, "of shape [3, 2] does not broadcast", "sizes=np.full((3, 2), 12)"),
+        (
+            ValueError,
+            "must be at least 11 and at most",
+            "sizes=[10, 12]",
+            "sizes=[12, 9999]",
+            "sizes=jnp.array([-1, 12])",
+        ),
+    ),
+    *options_of(
         "ms_ssim",
         (ValueError, "must be one of 'valid', 'same'", "padding=('valid', 'none')"),
         (ValueError, "must be one of None, 'stencil', 'conv', 'matmul', 'cuda'", "implementation='fft'"),

@@ -90,6 +90,15 @@ def test_where_leaves_pixels_out():
     assert np.isnan(metric.compute())
 
 
+def test_sizes_leave_padding_out():
+    a, b = pair(2)
+    padded = np.pad(a, [(0, 0), (0, 3), (0, 2), (0, 0)], constant_values=np.nan)
+    metric = SSIM(**SMALL)
+    metric.update(predictions=padded, targets=np.nan_to_num(padded), sizes=np.array([a.shape[1:3]] * 2))
+    metric.update(predictions=padded[:, :6, :7], targets=b)
+    np.testing.assert_allclose(metric.compute(), (1 + ssim_of(a, b).mean()) / 2, **FLOAT32)
+
+
 def tenths(n):
     """``n`` pairs of images of one pixel, whose SSIM is about 0.1; a window of one tap makes it cheap."""
     a = np.random.default_rng(0).uniform(0.04, 0.06, (n, 1, 1, 1)).astype(np.float32)
@@ -252,7 +261,7 @@ def test_merge_keeps_what_was_rounded_off():
 @pytest.mark.parametrize(("metric_class", "like"), [row[:2] for row in METRICS])
 def test_signature(metric_class, like):
     # That of the class itself is of Flax's metaclass.
-    keywords = {name: default for name, default in KEYWORDS[like].items() if name != "where"}
+    keywords = {name: default for name, default in KEYWORDS[like].items() if name not in ("where", "sizes")}
     assert parameters(metric_class.__init__) == (["self"], keywords)
 
 

@@ -52,6 +52,8 @@ def refusal(pyramid: Pyramid, first: Scale) -> str | None:
         return "takes windows of 11 taps, of which the middle five are at least 0.02, as by filter_size=11"
     if first.valid is not None:
         return "takes no mask (where)"
+    if first.sizes:
+        return "takes no sizes"
     if image.dtype != "float32":
         return f"computes in float32, got {image.dtype} images"
     if not all(isinstance(size, int) and size > 0 for size in image.shape):

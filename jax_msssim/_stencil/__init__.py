@@ -22,17 +22,18 @@ from jax_msssim._windows import Window
 class Stencil(Implementation):
     """Local statistics by shifted slices."""
 
-    def centre(self, image: jax.Array, where: jax.Array | None, spatial_ndim: int) -> jax.Array:
-        # The middle pixel of the first channel. A flat image is then nothing but its centre, without a mean's rounding.
-        del where  # masked pixels hold a mean
-        middle = (slice(n // 2, n // 2 + 1) for n in image.shape[-spatial_ndim - 1 : -1])
-        return lax.stop_gradient(image[(..., *middle, slice(0, 1))])
+    def centre(self, image: jax.Array, counts: jax.Array | None, spatial_ndim: int) -> jax.Array:
+        # One pixel of the first channel. A flat image is then nothing but its centre, without a mean's rounding. Where
+        # some do not count, the first: it lies inside of any size, and a masked one holds a mean.
+        sides = image.shape[-spatial_ndim - 1 : -1]
+        pixel = [n // 2 if counts is None else 0 for n in sides]
+        return lax.stop_gradient(image[(..., *(slice(i, i + 1) for i in pixel), slice(0, 1))])
 
     def term_map(self, term: Term, scale: Scale, constants: Constants, window: Window) -> jax.Array:
         layout = Layout(window, scale.images[0].shape[-1])
         return layout.unfold(map_of_term(layout, term, *jax.tree.map(fold, (scale, constants))))
 
-    def counted(self, scale: Scale, window: Window) -> jax.Array | None:
+    def covered(self, scale: Scale, window: Window) -> jax.Array | None:
         if scale.weights is None:
             return None
         layout = Layout(window, scale.images[0].shape[-1])

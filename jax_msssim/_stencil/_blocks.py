@@ -4,14 +4,16 @@ On a CPU a scale is worked through in blocks, so that the maps between the stage
 memory are touched for the first time. The loop runs over rows, never over the batch. Images are folded.
 """
 
+import functools
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jax_msssim._means import mean_of_map, reference_line, stacked, unstacked
+from jax_msssim._means import mean_of_map, places, reference_line, stacked, unstacked
 from jax_msssim._scales import Scale, centred
 from jax_msssim._stencil._layout import Blocks, Layout, stage
 from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes
@@ -95,7 +97,7 @@ def _block(layout: Layout, terms, wrt, scale: Scale, constants: Constants, i):
     mass, counted = (None, None) if valid is None else coverage(layout, valid)
     images = tuple(name for name in wrt if name in IMAGES)
     with_gradient, rest = quantities(terms, wrt, valid is not None)
-    shared = scale.centres, constants, counted, i
+    shared = scale.centres, constants, counted, scale.sizes, i
     rows, gradients = [], {}
     if images:
         last, local = (), moments(layout, samples, valid)
@@ -117,22 +119,26 @@ def _samples(layout: Layout, scale: Scale, i) -> tuple[jax.Array, jax.Array | No
     if valid is not None:
         valid = lax.expand_dims(layout.block(valid, i), (0,))
     if isinstance(scale.images, tuple):
-        return _load(layout, scale.images, scale.centres, i), valid
+        return _load(layout, scale.images, scale.centres, scale.sizes, i), valid
     return layout.block(scale.images, i), valid
 
 
 @stage()
-def _load(layout: Layout, images, centres, i):
-    return stacked(*centred(*(layout.block(x, i) for x in images), *centres))
+def _load(layout: Layout, images, centres, sizes, i):
+    s, d = centred(*(layout.block(x, i) for x in images), *centres)
+    if sizes:  # there may be NaN beyond an image
+        pixels, nothing = jnp.broadcast_to(layout.inside(sizes, s, i), s.shape), lax.full_like(s, 0)
+        s, d = lax.select(pixels, s, nothing), lax.select(pixels, d, nothing)
+    return stacked(s, d)
 
 
 @stage(1, 2)
-def _values(layout: Layout, wanted: tuple[Quantity, ...], axes, so_far, mass, centres, constants, counted, i):
+def _values(layout: Layout, wanted: tuple[Quantity, ...], axes, so_far, mass, centres, constants, counted, sizes, i):
     """The quantities at every position that counts, 0 at the others, after the passes along some more axes."""
     for axis in axes:
         so_far, mass = along(layout, so_far, mass, axis)
     local = Moments.of(so_far)
-    statistics, weights = local.statistics(centres), _weights(layout, local.mean_s, counted, i)
+    statistics, weights = local.statistics(centres), _weights(layout, local.mean_s, counted, sizes, i)
 
     def value(quantity: Quantity):
         return jnp.ones_like(local.mean_s) if quantity == "positions" else value_of(quantity, *statistics, constants)
@@ -141,7 +147,7 @@ def _values(layout: Layout, wanted: tuple[Quantity, ...], axes, so_far, mass, ce
 
 
 @stage(1, 2)
-def _partials(layout: Layout, term, images, local, mass, centres, constants: Constants, counted, i):
+def _partials(layout: Layout, term, images, local, mass, centres, constants: Constants, counted, sizes, i):
     """A term at every position that counts, and what the adjoint blurs."""
     local = Moments.of(local)
     moving = Moments._fields if term != "contrast_structure" else ("variance_s", "variance_d")
@@ -154,7 +160,7 @@ def _partials(layout: Layout, term, images, local, mass, centres, constants: Con
     (part, whole), pullback = jax.vjp(fraction, {name: getattr(local, name) for name in moving})
     reciprocal = 1 / whole
     out = part * reciprocal
-    weights = _weights(layout, out, counted, i)
+    weights = _weights(layout, out, counted, sizes, i)
     by_part = weights * reciprocal
     (by_moments,) = pullback((by_part, -out * by_part))
     if mass is not None:
@@ -167,16 +173,19 @@ def _partials(layout: Layout, term, images, local, mass, centres, constants: Con
     return stacked(weights * out, *(by_mean[name] for name in images), *by_variances)
 
 
-def _weights(layout: Layout, like, counted, i):
-    """1 at positions that count and 0 at the others: those of the block before, and windows with too much masked."""
-    weights = 1 if counted is None else counted.astype(like.dtype)
-    if layout.blocks is None:
-        return weights
-    (place, step), (_, rows, total) = layout.axes[0], layout.blocks
-    shape = [1] * like.ndim
-    shape[place] = like.shape[place]
-    before = lax.max(i * rows - (total - rows), 0) * step
-    return weights * (lax.broadcasted_iota(i.dtype, shape, place % like.ndim) >= before).astype(like.dtype)
+def _weights(layout: Layout, like, counted, sizes, i):
+    """1 at positions that count and 0 at the others.
+
+    Those are windows of the block before, windows beyond the image, and those with too much masked.
+    """
+    marks = [] if counted is None else [counted]
+    if sizes:
+        marks.append(layout.inside(sizes, like, i, layout.window.halo))
+    if layout.blocks is not None:
+        (place, step), (_, rows, total) = layout.axes[0], layout.blocks
+        before = lax.max(i * rows - (total - rows), 0) * step
+        marks.append(places(like, place) >= before.astype(np.int32))
+    return functools.reduce(lax.mul, [x.astype(like.dtype) for x in marks]) if marks else 1
 
 
 @stage(2)
@@ -188,13 +197,22 @@ def _mean_of_rows(layout: Layout, maps, count: int) -> jax.Array:
 
 
 @stage()
-def mean_of_columns(layout: Layout, rows: list[jax.Array]) -> list[jax.Array]:
-    """The means over blocks and over the last spatial axis, each ``[..., C]``: of all scales in one loop."""
-    columns = [layout.unfold(mean_of_map(x, range(1)) if len(x) > 1 else x[0]) for x in rows]
-    axis = columns[0].ndim - 2
-    longest, lines, rest = max(x.shape[axis] for x in columns), [], []
-    for x in columns:
-        lines.append(reference_line(x, axis))
-        margins = [(0, longest - x.shape[axis] if i == axis else 0, 0) for i in range(x.ndim)]
-        rest.append(lax.pad((x - lines[-1]) / x.shape[axis], lax.full((), 0, x.dtype), margins))
+def mean_of_columns(layout: Layout, rows: list[tuple[jax.Array, ...]]) -> list[jax.Array]:
+    """The means over blocks and over the last spatial axis, each ``[..., C]``: of all scales in one loop.
+
+    Beside each may stand how many columns belong to an image, ``[..., 1, 1]``. The others are 0.
+    """
+    columns = [(layout.unfold(mean_of_map(x, range(1)) if len(x) > 1 else x[0]), *count) for x, *count in rows]
+    axis = columns[0][0].ndim - 2
+    longest, lines, rest = max(x.shape[axis] for x, *_ in columns), [], []
+    for x, *count in columns:
+        line, size = reference_line(x, axis), x.shape[axis]
+        above = x - line
+        if count and layout.window.spatial_ndim > 1:  # a signal has columns of all blocks
+            line = lax.slice_in_dim(x, 0, 1, axis=axis)
+            above = (places(x, axis).astype(x.dtype) < count[0][None]).astype(x.dtype) * (x - line)
+            line = line * (count[0][None] / size)
+        lines.append(line)
+        margins = [(0, longest - size if i == axis else 0, 0) for i in range(x.ndim)]
+        rest.append(lax.pad(above / size, lax.full((), 0, x.dtype), margins))
     return unstacked(lax.squeeze(lax.concatenate(lines, 0), (axis,)) + lax.concatenate(rest, 0).sum(axis))

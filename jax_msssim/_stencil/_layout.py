@@ -7,7 +7,7 @@ one shape along a new first axis.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from jax_msssim._means import below
 from jax_msssim._windows import Window
 
 Axis = tuple[int, int]  # the place of a spatial axis of a folded image, from the end, and how far its samples are apart
@@ -64,6 +65,14 @@ class Layout(NamedTuple):
     def blur(self, x: jax.Array, axis: Axis) -> jax.Array:
         """The weighted sum over each window along an axis."""
         return weighted_sum(np.asarray(self.window.taps, x.dtype), self.shifted(x, axis))
+
+    def inside(self, sizes: Sequence[jax.Array], like: jax.Array, i: jax.Array | None, halo: int = 0) -> jax.Array:
+        """Which samples of block ``i``, an array like this, belong to images of these sizes, or which windows do."""
+        limits = [(size - halo) * step for size, (_, step) in zip(sizes, self.axes, strict=True)]
+        if i is not None and self.blocks is not None:
+            _, rows, total = self.blocks
+            limits[0] = limits[0] - (lax.min(i * rows, total - rows) * self.axes[0][1]).astype(np.int32)
+        return below(like, [place for place, _ in self.axes], limits)
 
     def block(self, x: jax.Array, i: jax.Array) -> jax.Array:
         """The pixels of block ``i``, with those its windows share with the next; all pixels if there are no blocks."""

@@ -14,8 +14,14 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jax_msssim._means import mean_by_axis, or_one, spatial_axes, stacked, unstacked
-from jax_msssim._scales import Pair, Pyramid, Scale, centred, halved
-from jax_msssim._stencil._blocks import IMAGES, averages, differentiated, mean_of_columns, quantities
+from jax_msssim._scales import Pair, Pyramid, Scale, centred, doubled, halved, inside, selected
+from jax_msssim._stencil._blocks import (
+    IMAGES,
+    averages,
+    differentiated,
+    mean_of_columns,
+    quantities,
+)
 from jax_msssim._stencil._layout import Layout, fold, stage
 from jax_msssim._stencil._platforms import Program, on_any_platform, per_platform
 from jax_msssim._terms import Constants
@@ -37,7 +43,7 @@ def _term_means_jvp(program: Program, pyramid: Pyramid, primals, tangents):
     axes, at_scales = spatial_axes(first.images[0], pyramid.window.spatial_ndim), {}
     for name, dx in moving.items():
         if name in IMAGES:
-            at_scales[name] = _tangents(pyramid, dx, first.valid)
+            at_scales[name] = _tangents(pyramid, dx, first)
         else:
             at_scales[name] = [dx.reshape(*dx.shape[: axes.start], 1)] * len(pyramid.terms)
     found = _means_and_gradients(program, pyramid, tuple(moving), first, constants)
@@ -84,25 +90,36 @@ def all_scales(platform: str, static: Static, first: Scale, constants: Constants
     for terms, scale in zip(reversed(pyramid.terms), reversed(scales), strict=True):
         (rows, _), *_ = found = [averages(layout, terms, wrt, scale, constants, after), *found]
         after = rows[0][0, 0, ..., :1].reshape(after.shape)
-    means = iter(mean_of_columns(layout, [x for rows, _ in found for x in rows]))
-    results = []
-    for terms, scale, (_, gradients) in zip(pyramid.terms, scales, found, strict=True):
+    windows = [_windows(layout, scale) for scale in scales]
+    rows = [(x, *along[-1:]) for (each, _), along in zip(found, windows, strict=True) for x in each]
+    means, results = iter(mean_of_columns(layout, rows)), []
+    for terms, scale, along, (_, gradients) in zip(pyramid.terms, scales, windows, found, strict=True):
         with_gradient, rest = quantities(terms, wrt, scale.valid is not None)
         mean = {quantity: next(means) for quantity in (*with_gradient, *rest)}
+        shape = scale.images[0].shape
+        pixels, positions = layout.count(shape), layout.count(shape, layout.window.halo)
         share, undefined, at_pixels = 1.0, 0.0, 1.0
-        if scale.valid is not None:  # where no position counts the mean is NaN, and its gradient 0
-            share = or_one(mean["positions"])
-            undefined = jnp.where(mean["positions"] > 0, 0, jnp.nan)
+        if scale.valid is not None or along:  # where no position counts the mean is NaN, and its gradient 0
+            share = functools.reduce(lax.mul, along)[..., 0] / positions if along else mean["positions"]
+            share, undefined = or_one(share), jnp.where(share > 0, 0, jnp.nan)
             at_pixels = lax.expand_dims(share, range(share.ndim - 1, share.ndim - 1 + len(layout.axes)))
         results += [mean[term] / share + undefined for term in terms]
         # Gradient images are times the number of pixels, so that a derivative is a mean. Were it a mean times a number,
         # the backward pass would begin with that product, and overflow: decibels of nearly equal images have 1e37.
-        shape = scale.images[0].shape
-        factor = layout.count(shape) / layout.count(shape, layout.window.halo) / at_pixels
+        factor = pixels / positions / at_pixels
         for pair in differentiated(terms, wrt):
             image = gradients.get(pair)
             results.append(mean[pair] / share if image is None else layout.unfold(image) * factor)
     return results
+
+
+def _windows(layout: Layout, scale: Scale) -> list[jax.Array]:
+    """How many windows each image has along each axis, ``[..., 1, 1]``; none: as many as its array, or masked ones."""
+    if scale.valid is not None:
+        return []
+    batch = scale.centres[0].shape[: -len(layout.axes)]
+    numbers = ((size - layout.window.halo).astype(scale.images[0].dtype) for size in scale.sizes)
+    return [lax.max(x, lax.full_like(x, 0)).reshape(*batch, 1, 1) for x in numbers]
 
 
 @stage()
@@ -114,11 +131,11 @@ def _halved(layout: Layout, scale: Scale) -> tuple[jax.Array, jax.Array | None]:
         return x / 2**layout.window.spatial_ndim
 
     pair = centred(*scale.images, *scale.centres) if isinstance(scale.images, tuple) else unstacked(scale.images)
-    images, share = halved(pair, scale.weights, mean)
+    images, share = halved(pair, scale, mean)
     return stacked(*images), share
 
 
-def _tangents(pyramid: Pyramid, dx: jax.Array, valid: jax.Array | None) -> list[jax.Array]:
+def _tangents(pyramid: Pyramid, dx: jax.Array, first: Scale) -> list[jax.Array]:
     """The tangent of an image at each scale."""
 
     # Means over split axes, not sums of slices as above: their transpose repeats pixels, that of the others pads them.
@@ -129,10 +146,14 @@ def _tangents(pyramid: Pyramid, dx: jax.Array, valid: jax.Array | None) -> list[
         return on_any_platform(lambda name, x: _with_axis(Layout(pyramid.window, 1, name), x)[0], x)
 
     def halve(scale: Scale) -> tuple[Pair, jax.Array | None]:
-        images, share = halved(scale.images, scale.weights, mean)
+        if scale.valid is None and scale.sizes:
+            return tuple(doubled(mean(x), scale.sizes) for x in scale.images), None
+        images, share = halved([*scale.images], scale, mean)
         return tuple(images), share
 
-    return [scale.images[0] for scale in pyramid.scales(Scale((dx,), (), valid), halve)]
+    pixels = inside(first.sizes, dx)
+    dx = dx if pixels is None else selected(pixels, dx)
+    return [scale.images[0] for scale in pyramid.scales(Scale((dx,), (), first.valid, first.sizes), halve)]
 
 
 @stage()
