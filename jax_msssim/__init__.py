@@ -7,6 +7,7 @@ differentiable, and returns one value per image, ``[...]``.
 from importlib.metadata import version as _version
 
 from jax_msssim import conventions
+from jax_msssim._evaluate import PaddedImages, evaluate, pad_images
 from jax_msssim._losses import dssim_loss, log_ms_ssim_loss, ms_ssim_l1_loss, ms_ssim_loss, ssim_l1_loss, ssim_loss
 from jax_msssim._ms_ssim import MSSSIMTerms, fit_power_factors, ms_ssim, ms_ssim_db, ms_ssim_terms
 from jax_msssim._options import WANG2003
@@ -16,8 +17,10 @@ from jax_msssim._windows import gaussian_window, uniform_window
 __all__ = [
     "WANG2003",
     "MSSSIMTerms",
+    "PaddedImages",
     "conventions",
     "dssim_loss",
+    "evaluate",
     "fit_power_factors",
     "gaussian_window",
     "log_ms_ssim_loss",
@@ -26,6 +29,7 @@ __all__ = [
     "ms_ssim_l1_loss",
     "ms_ssim_loss",
     "ms_ssim_terms",
+    "pad_images",
     "ssim",
     "ssim_l1_loss",
     "ssim_loss",

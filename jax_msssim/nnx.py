@@ -38,7 +38,7 @@ from jax_msssim._signatures import takes
 
 __all__ = ["DSSIM", "MSSSIM", "SSIM"]
 
-_OF_UPDATE = dict.fromkeys(("where", "sizes"), "It is an argument of update")
+_OF_UPDATE: Mapping[str, str] = dict.fromkeys(("where", "sizes"), "It is an argument of update")
 
 # No image is larger: what is wrong with options whatever the images, is wrong with these.
 _LARGE = jax.ShapeDtypeStruct((2**62, 2**62, 2**62, 1), jnp.float32)

@@ -38,6 +38,8 @@ KEYWORDS = {
     "ms_ssim_l1_loss": MS_SSIM | {"negative": "soft", "alpha": 0.84, "form": "pyramid"},
 }
 HELPERS = {
+    "evaluate": (["function", "pairs"], {"batch_size": 16, "progress": False}),
+    "pad_images": (["images"], {"multiple": 128}),
     "gaussian_window": (["size", "sigma"], {}),
     "uniform_window": (["size"], {}),
     "fit_power_factors": (["spatial_shape"], {"filter_size": 11, "downsample": "edge", "power_factors": WANG2003}),
@@ -47,7 +49,10 @@ HELPERS = {
 def parameters(function) -> tuple[list, dict]:
     """What a signature says: the names of positional arguments, keywords and their defaults; there is nothing else."""
     of = inspect.signature(function).parameters.values()
-    assert {p.kind for p in of} <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    if function is jax_msssim.evaluate:  # it hands options on, to any function
+        kinds.add(inspect.Parameter.VAR_KEYWORD)
+    assert {p.kind for p in of} <= kinds
     positional = [p for p in of if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert all(p.default is p.empty for p in positional)
     return [p.name for p in positional], {p.name: p.default for p in of if p.kind is p.KEYWORD_ONLY}
@@ -59,6 +64,7 @@ def test_everything_public_is_there():
     public = {name for name, value in vars(jax_msssim).items() if name[0] != "_" and not inspect.ismodule(value)}
     assert public | {"conventions"} == set(jax_msssim.__all__)
     assert jax_msssim.MSSSIMTerms._fields == ("luminance", "contrast_structure", "similarity")
+    assert jax_msssim.PaddedImages._fields == ("batch", "sizes")
     assert jax_msssim.WANG2003 == (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 

@@ -1,15 +1,10 @@
-"""The values of many pairs of image files: read ahead in threads, and computed in batches of one size.
-
-A program is compiled for each size, which takes as long as computing hundreds of small images. So the first batch of a
-size fixes how many images its program takes, and the batches after it are filled up to as many. Where many sizes have
-few images each, those of similar size share a program: they are padded to one size, under a mask.
-"""
+"""The values of many pairs of image files: read ahead in threads, and computed in batches."""
 
 import collections
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_msssim import _scales
+from jax_msssim._canvases import Batch, in_batches, pair_of
+from jax_msssim._canvases import Pair as Images
 from jax_msssim._command_line.images import ImageError, luma, read_image
 from jax_msssim._losses import ms_ssim_loss, ssim_loss
 from jax_msssim._ms_ssim import fit_power_factors
@@ -27,12 +24,7 @@ from jax_msssim.conventions import Convention
 
 _THREADS = min(8, os.cpu_count() or 1)
 _READ_AHEAD = _THREADS + 4  # pairs
-_BATCH_PIXELS = 2**20
-_BATCH_IMAGES = 16
-_WAITING_BYTES = 2**29
-# A masked program takes as long to compile as two or three others.
-_SIZES_TO_SHARE = 4
-_SHARED_STEP = 256
+_BATCH_SIZE = 16
 
 
 class Pair(NamedTuple):
@@ -94,13 +86,39 @@ class Failure(NamedTuple):
 
 def compare(pairs: Iterable[Pair], settings: Settings) -> Iterator[Result | Failure]:
     """One outcome for each pair, in the order in which they are ready."""
-    batches = _Batches(settings)
-    for loaded in _read_ahead(pairs, settings):
-        if isinstance(loaded, Failure):
-            yield loaded
-        else:
-            yield from batches.add(loaded)
-    yield from batches.finish()
+    program = _program(settings.convention)
+    failures: list[Failure] = []
+    read: dict[int, Loaded] = {}  # without their pixels
+
+    def images() -> Iterator[Images]:
+        for position, outcome in enumerate(_read_ahead(pairs, settings)):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                continue
+            a, b = outcome.reference, outcome.test
+            read[position] = outcome._replace(reference=a[:0], test=b[:0])
+            yield pair_of(position, a, b, (outcome.max_val, outcome.weights))
+
+    def compute(batch: Batch) -> jax.Array:
+        max_val, weights = batch.pairs[0].kind
+        return program(batch.a, batch.b, batch.sizes, max_val, weights=weights)
+
+    for pair, row in in_batches(images(), compute, _BATCH_SIZE):
+        yield from failures
+        failures.clear()
+        yield _result(read.pop(pair.position), *row.tolist())
+    yield from failures
+
+
+def _result(loaded: Loaded, error: float, loss: float, ms_loss: float) -> Result:
+    scales = None if loaded.weights is None else len(loaded.weights)
+    ms_ssim, ms_ssim_db = (None, None) if scales is None else (1 - ms_loss, _decibels(ms_loss))
+    values = Values(_decibels(error), 1 - loss, ms_ssim, ms_ssim_db, loss / 2, scales)
+    return Result(loaded.pair, values, loaded.transparent)
+
+
+def _decibels(error: float) -> float:
+    return -10 * math.log10(error) if error > 0 else math.inf
 
 
 def load(pair: Pair, settings: Settings) -> Loaded:
@@ -163,112 +181,19 @@ def _read_ahead(pairs: Iterable[Pair], settings: Settings) -> Iterator[Loaded | 
         pool.shutdown(cancel_futures=True)
 
 
-class _Kind(NamedTuple):
-    """What the images of a batch have in common."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    weights: tuple[float, ...] | None
-    masked: bool = False
-
-    def shared(self) -> "_Kind":
-        """That of all similar sizes."""
-        height, width = (math.ceil(side / _SHARED_STEP) * _SHARED_STEP for side in self.shape[:2])
-        return self._replace(shape=(height, width, self.shape[-1]), masked=True)
-
-
-class _Batches:
-    """Pairs that wait for others of their size."""
-
-    def __init__(self, settings: Settings):
-        self._program = _program(settings.convention)
-        self._maskable = _maskable(settings.convention)
-        self._waiting: dict[_Kind, list[Loaded]] = {}
-        self._images: dict[_Kind, int] = {}  # that the program of a kind takes
-
-    def add(self, loaded: Loaded) -> Iterator[Result]:
-        kind = _Kind(loaded.reference.shape, loaded.reference.dtype, loaded.weights)
-        group = self._waiting.setdefault(kind, [])
-        group.append(loaded)
-        if len(group) == self._images.get(kind, _full_batch(kind)):
-            yield from self._run(kind, self._waiting.pop(kind))
-        elif sum(2 * loaded.reference.nbytes for group in self._waiting.values() for loaded in group) > _WAITING_BYTES:
-            yield from self.finish()
-
-    def finish(self) -> Iterator[Result]:
-        waiting, self._waiting = self._waiting, {}
-        sharing = collections.Counter(kind.shared() for kind in waiting if kind not in self._images)
-        shared = collections.defaultdict(list)
-        for kind, group in waiting.items():
-            together = kind.shared()
-            many = together in self._images or sharing[together] >= _SIZES_TO_SHARE
-            if kind not in self._images and self._maskable and many:
-                shared[together] += group
-            else:
-                yield from self._run(kind, group)
-        for kind, group in shared.items():
-            yield from self._run(kind, group)
-
-    def _run(self, kind: _Kind, group: list[Loaded]) -> Iterator[Result]:
-        images = self._images.setdefault(kind, min(len(group), _full_batch(kind)))
-        for start in range(0, len(group), images):
-            batch = group[start : start + images]
-            yield from self._measure(kind, batch + batch[-1:] * (images - len(batch)))[: len(batch)]
-
-    def _measure(self, kind: _Kind, batch: list[Loaded]) -> list[Result]:
-        a, b = (np.zeros((len(batch), *kind.shape), kind.dtype) for _ in range(2))
-        for i, loaded in enumerate(batch):
-            height, width, _ = loaded.reference.shape
-            a[i, :height, :width], b[i, :height, :width] = loaded.reference, loaded.test
-        sizes = np.array([loaded.reference.shape[:2] for loaded in batch], np.int32)
-        max_val = np.array([loaded.max_val for loaded in batch], np.float32)
-        columns = self._program(a, b, max_val, sizes, weights=kind.weights, masked=kind.masked)
-        errors, losses, ms_losses = (np.asarray(x, np.float64) for x in columns)
-        results = []
-        for loaded, error, loss, ms_loss in zip(batch, errors, losses, ms_losses, strict=True):
-            scales = None if kind.weights is None else len(kind.weights)
-            ms_ssim, ms_ssim_db = (None, None) if scales is None else (1 - ms_loss, _decibels(ms_loss))
-            values = Values(_decibels(error), 1 - loss, ms_ssim, ms_ssim_db, loss / 2, scales)
-            results.append(Result(loaded.pair, values, loaded.transparent))
-        return results
-
-
-def _full_batch(kind: _Kind) -> int:
-    return max(1, min(_BATCH_IMAGES, _BATCH_PIXELS // math.prod(kind.shape[:2])))
-
-
-def _decibels(error: float) -> float:
-    return -10 * math.log10(error) if error > 0 else math.inf
-
-
-def _maskable(convention: Convention) -> bool:
-    """Whether padded images have the values of the images themselves."""
-    options = [convention.ssim, convention.ms_ssim or {}]
-    return all(
-        option.get("padding", "valid") == "valid" and option.get("downsample", "edge") in ("edge", "floor")
-        for option in options
-    )
-
-
-def _program(convention: Convention):
-    @functools.partial(jax.jit, static_argnames=("weights", "masked"))
-    def program(a, b, max_val, sizes, *, weights, masked):
-        """The mean squared error over ``max_val**2``, ``1 - SSIM`` and ``1 - MS-SSIM`` of each pair."""
-        _, height, width, channels = a.shape
-        where = None
-        if masked:
-            rows, columns = (
-                jnp.arange(n)[None] < size[:, None] for n, size in zip((height, width), sizes.T, strict=True)
-            )
-            where = (rows[:, :, None] & columns[:, None, :])[..., None]
+def _program(convention: Convention) -> Callable[..., jax.Array]:
+    @functools.partial(jax.jit, static_argnames="weights")
+    def program(a, b, sizes, max_val, *, weights):
+        """The mean squared error over ``max_val**2``, ``1 - SSIM`` and ``1 - MS-SSIM`` of each pair, ``[N, 3]``."""
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        squares = jnp.square((a - b) / max_val[:, None, None, None])  # zeros in the margins
-        samples = channels * sizes.prod(-1).astype(jnp.float32)
+        squares = jnp.square((a - b) / max_val)  # zeros beyond an image
+        samples = a.shape[-1] * sizes.prod(-1).astype(jnp.float32)
         error = squares.sum((-2, -1)).sum(-1) / samples
-        loss = ssim_loss(a, b, max_val=max_val, where=where, **convention.ssim)
-        if weights is None:
-            return error, loss, jnp.full_like(loss, jnp.nan)
-        options = {"negative": "relu", **(convention.ms_ssim or {})}
-        return error, loss, ms_ssim_loss(a, b, max_val=max_val, where=where, power_factors=weights, **options)
+        loss = ssim_loss(a, b, max_val=max_val, sizes=sizes, **convention.ssim)
+        ms_loss = jnp.full_like(loss, jnp.nan)
+        if weights is not None:
+            options = {"negative": "relu", **(convention.ms_ssim or {})}
+            ms_loss = ms_ssim_loss(a, b, max_val=max_val, sizes=sizes, power_factors=weights, **options)
+        return jnp.stack([error, loss, ms_loss], -1)
 
     return program
