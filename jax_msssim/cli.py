@@ -10,7 +10,7 @@ from typing import TextIO
 from jax_msssim import __version__, conventions
 
 _FAILED, _INTERRUPTED = 2, 130
-_REQUIREMENTS = ("PIL", "imagecodecs", "matplotlib", "rich", "tifffile")
+_REQUIREMENTS = ("PIL", "flatbuffers", "imagecodecs", "matplotlib", "platformdirs", "rich", "tifffile")
 _EPILOG = """\
 examples:
   jax-msssim original.png decoded.jpg
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         help="the value of white (default: 255 or 65535, as files have 8 or 16 bits; 1 for floating TIFF)",
     )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="neither use nor keep compiled programs in the user's cache directory"
+    )
     parser.add_argument("--version", action="version", version=f"jax_msssim {__version__}")
     return parser
 
@@ -114,10 +117,12 @@ def _run(options: argparse.Namespace) -> int:
     # Imported here, so that --help does not wait for them, nor need them.
     from jax_msssim._command_line import compare as _compare
     from jax_msssim._command_line import folders as _folders
+    from jax_msssim._command_line import programs as _programs
     from jax_msssim._command_line import report as _report
 
     folders = _check(options)
-    settings = _compare.Settings(options.convention, options.luma, options.fit_scales, options.max_val)
+    cache = None if options.no_cache else _programs.cache_folder()
+    settings = _compare.Settings(options.convention, options.luma, options.fit_scales, options.max_val, cache)
     if folders:
         pairs, failures, alone = _folders.pair_folders(options.reference, options.test)
         if not pairs and not failures:

@@ -28,6 +28,14 @@ COMMAND = [sys.executable, "-m", "jax_msssim"]
 EXACT = 2e-7  # seven digits are printed, of numbers of order 1
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The user's cache directory."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs the command in an empty folder: the exit status, what it prints, and what it tells."""
@@ -35,7 +43,8 @@ def command(tmp_path, monkeypatch, capsys):
 
     def run(*arguments):
         try:
-            status = cli.main([*map(str, arguments)])
+            # XLA's cache would be on for all tests after this one.
+            status = cli.main([*map(str, arguments), "--no-cache"])
         except SystemExit as leaving:  # of argparse
             status = leaving.code
         output = capsys.readouterr()
@@ -304,6 +313,29 @@ def test_one_program_for_many_sizes(command):
         assert float(row["psnr"]) == pytest.approx(psnr(a, b), rel=1e-6)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache directory is named by another variable")
+def test_kept_programs(cache, tmp_path):
+    # What is damaged is made anew, and nothing is told of it.
+    a = save(tmp_path / "a.png", crop(60, 60))
+    b = save(tmp_path / "b.jpg", crop(60, 60), quality=30)
+
+    def run(*options):
+        arguments = [a, b, "--convention", "dm_pix", "--csv", "-", *options]
+        process = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=True)
+        return process.stdout, process.stderr
+
+    expected = run("--no-cache")
+    assert not [*cache.rglob("*")]
+    assert run() == expected
+    (program,) = cache.rglob("*.program")
+    before = program.stat()
+    assert run() == expected
+    assert program.stat().st_mtime_ns == before.st_mtime_ns
+    program.write_bytes(b"damaged")
+    assert run() == expected
+    assert program.stat().st_size == before.st_size
+
+
 # --- Files -----------------------------------------------------------------------------------------------------
 
 
@@ -479,9 +511,11 @@ def test_disk_full(command, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("package", ["PIL", "rich", "tifffile", "imagecodecs", "matplotlib"])
+@pytest.mark.parametrize(
+    "package", ["PIL", "flatbuffers", "imagecodecs", "matplotlib", "platformdirs", "rich", "tifffile"]
+)
 def test_missing_package(package, tmp_path):
-    a = save(tmp_path / "a.png", crop(20, 20))
+    a = save(tmp_path / ("a.tif" if package == "tifffile" else "a.png"), crop(20, 20))
     code = f"import sys; sys.modules[{package!r}] = None; from jax_msssim.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = [a, a, "--map", tmp_path / "m.png", "--convention", "dm_pix"]
     process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
@@ -507,7 +541,7 @@ def test_stdout_that_is_full_or_closed(tmp_path):
 
 @pytest.mark.slow
 def test_interrupt(tmp_path):
-    for i in range(40):  # as many sizes take a minute to compile, as mirrored borders have no masks
+    for i in range(40):  # their program takes seconds to compile
         save(tmp_path / "a" / f"{i:02}.png", crop(400 + i, 400 + i, top=0, left=0))
     (tmp_path / "a/00.png").write_text("no picture, of which it tells while the others are at work")
     arguments = ["a", "a", "--csv", "x.csv", "--convention", "torchmetrics"]

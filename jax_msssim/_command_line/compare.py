@@ -1,7 +1,6 @@
 """The values of many pairs of image files: read ahead in threads, and computed in batches."""
 
 import collections
-import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from jax_msssim import _scales
 from jax_msssim._canvases import Batch, in_batches, pair_of
 from jax_msssim._canvases import Pair as Images
 from jax_msssim._command_line.images import ImageError, luma, read_image
+from jax_msssim._command_line.programs import Programs
 from jax_msssim._losses import ms_ssim_loss, ssim_loss
 from jax_msssim._ms_ssim import fit_power_factors
 from jax_msssim._options import WANG2003
@@ -42,6 +42,8 @@ class Settings(NamedTuple):
     luma: bool
     fit_scales: bool
     max_val: float | None
+    cache: Path | None = None
+    """A folder that keeps programs."""
 
 
 class Loaded(NamedTuple):
@@ -86,7 +88,7 @@ class Failure(NamedTuple):
 
 def compare(pairs: Iterable[Pair], settings: Settings) -> Iterator[Result | Failure]:
     """One outcome for each pair, in the order in which they are ready."""
-    program = _program(settings.convention)
+    program = Programs(_program(settings.convention), repr(settings.convention), settings.cache)
     failures: list[Failure] = []
     read: dict[int, Loaded] = {}  # without their pixels
 
@@ -101,7 +103,7 @@ def compare(pairs: Iterable[Pair], settings: Settings) -> Iterator[Result | Fail
 
     def compute(batch: Batch) -> jax.Array:
         max_val, weights = batch.pairs[0].kind
-        return program(batch.a, batch.b, batch.sizes, max_val, weights=weights)
+        return program(batch.a, batch.b, batch.sizes, np.float32(max_val), weights=weights)
 
     for pair, row in in_batches(images(), compute, _BATCH_SIZE):
         yield from failures
@@ -182,7 +184,6 @@ def _read_ahead(pairs: Iterable[Pair], settings: Settings) -> Iterator[Loaded | 
 
 
 def _program(convention: Convention) -> Callable[..., jax.Array]:
-    @functools.partial(jax.jit, static_argnames="weights")
     def program(a, b, sizes, max_val, *, weights):
         """The mean squared error over ``max_val**2``, ``1 - SSIM`` and ``1 - MS-SSIM`` of each pair, ``[N, 3]``."""
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)

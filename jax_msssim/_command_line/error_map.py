@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jax_msssim._command_line.compare import Loaded, Settings
+from jax_msssim._command_line.programs import quiet
 from jax_msssim._ssim import ssim_map
 
 _PANEL_PIXELS = (360, 1200)  # the least and the most of the longer side
@@ -14,7 +15,8 @@ _PANEL_PIXELS = (360, 1200)  # the least and the most of the longer side
 
 def error_map(loaded: Loaded, settings: Settings) -> bytes:
     """A PNG of the reference, the test image, and ``1 - SSIM`` averaged over channels, with its range, side by side."""
-    similarity = ssim_map(loaded.reference, loaded.test, max_val=loaded.max_val, **settings.convention.ssim)
+    with quiet():
+        similarity = ssim_map(loaded.reference, loaded.test, max_val=loaded.max_val, **settings.convention.ssim)
     error = 1 - np.asarray(similarity).mean(-1)
     height, width, _ = loaded.reference.shape
     # Where the window would leave the image there is no value.

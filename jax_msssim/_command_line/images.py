@@ -7,7 +7,6 @@ from typing import NamedTuple
 import imagecodecs
 import numpy as np
 import PIL.Image
-import tifffile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
@@ -59,6 +58,8 @@ def read_image(path: Path, max_val: float | None = None) -> Image:
         raise ImageError(f"{path}: not a PNG, JPEG, TIFF or WebP image") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # of the decoders, each of which has its own
         raise ImageError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from None
     depth = {"uint8": 255.0, "uint16": 65535.0}.get(str(pixels.dtype), 1.0)
@@ -89,6 +90,8 @@ def _read_with_pillow(path: Path, deep_png: bool) -> tuple[np.ndarray, int]:
 
 
 def _read_tiff(path: Path) -> tuple[np.ndarray, int]:
+    import tifffile  # here, since it takes a tenth of a second
+
     with tifffile.TiffFile(path) as file:
         if len(file.pages) != 1:
             raise ImageError(f"has {len(file.pages)} pages, and one is compared")

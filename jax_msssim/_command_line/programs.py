@@ -1,0 +1,82 @@
+"""Programs kept in the user's cache directory: the next command neither traces nor compiles them."""
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flatbuffers  # noqa: F401  with which JAX saves programs
+import jax
+import platformdirs
+from jax import export
+
+from jax_msssim import __version__
+
+
+class Programs:
+    """The programs of a function, one for each shape and type of its arguments; with a folder, kept in it.
+
+    The folder holds what JAX exports of a program, which saves tracing it, and XLA's own cache, which saves compiling.
+    """
+
+    def __init__(self, function: Callable[..., jax.Array], name: str, folder: Path | None):
+        self._function, self._name, self._folder = function, name, folder
+        self._compiled: dict[Any, Callable[..., jax.Array]] = {}
+
+    def __call__(self, *arrays: Any, **static: Any) -> jax.Array:
+        outline = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+        key = repr((self._name, outline, static))
+        if key not in self._compiled:
+            program = jax.jit(self._function, static_argnames=tuple(static))
+            if self._folder is not None:
+                program, static = jax.jit(_exported(program, outline, static, self._folder, key).call), {}
+            with quiet():
+                self._compiled[key] = program.lower(*outline, **static).compile()
+        return self._compiled[key](*arrays)
+
+
+def cache_folder() -> Path | None:
+    """Where programs are kept, if they can be; XLA's cache is turned on there, unless the user has one elsewhere."""
+    folder = platformdirs.user_cache_path("jax_msssim")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    # Exported programs have no kernel for a GPU.
+    if not os.access(folder, os.W_OK) or jax.default_backend() != "cpu":
+        return None
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing reaches stderr: what XLA tells of each program that it has from its cache."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _exported(program, outline, static, folder: Path, key: str) -> export.Exported:
+    versions = __version__, jax.__version__, jax.dtypes.canonicalize_dtype("float64").name
+    file = folder / f"{hashlib.sha256(repr((versions, key)).encode()).hexdigest()}.program"
+    with contextlib.suppress(Exception):  # not there, or damaged
+        return export.deserialize(bytearray(file.read_bytes()))
+    made = export.export(program)(*outline, **static)
+    part = file.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):  # a full disk, say
+        part.write_bytes(made.serialize())
+        part.replace(file)
+    return made
