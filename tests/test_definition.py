@@ -144,8 +144,9 @@ def implementations(i, case):
 
 
 def quick(i, case, kind):
-    """All with the stencil and every fifth with another, but what has tiles with matrices alone."""
-    return (kind == "matmul" if "tiles" in case else kind == "stencil" or i % 5 == 0) and case not in SLOW
+    """All with the stencil, every fifth and a volume with another, but what has tiles with matrices alone."""
+    both = i % 5 == 0 or case == "terms-volume"
+    return (kind == "matmul" if "tiles" in case else kind == "stencil" or both) and case not in SLOW
 
 
 @pytest.mark.parametrize(
