@@ -20,7 +20,7 @@ ALIASES = (
     *("ImplementationName", "Form"),
 )
 nitpick_ignore_regex = [
-    ("py:class", rf"{'|'.join(ALIASES)}|TypeAliasForwardRef|(jax|jaxlib|numpy|flax|collections|typing)\..*")
+    ("py:class", rf"{'|'.join(ALIASES)}|TypeAliasForwardRef|(jax|jaxlib|numpy|np|flax|collections|typing)\..*")
 ]
 autodoc_type_aliases = {name: name for name in ALIASES}
 
