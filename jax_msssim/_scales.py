@@ -158,7 +158,10 @@ def sharded_alike(*arrays: jax.Array) -> list[jax.Array]:
     """
     shardings = [jax.typeof(x).sharding for x in arrays]
     finest = min(shardings, key=lambda sharding: tuple(sharding.spec).count(None))
-    return [x if own == finest else jax.sharding.reshard(x, finest) for x, own in zip(arrays, shardings, strict=True)]
+    return [
+        x if own.spec == finest.spec else jax.sharding.reshard(x, finest)
+        for x, own in zip(arrays, shardings, strict=True)
+    ]
 
 
 def _evened(scale: Scale, rule: Downsample, spatial_ndim: int) -> Scale:

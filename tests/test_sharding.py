@@ -126,6 +126,13 @@ def test_max_val_outside_jit(mesh):
         assert_same(jax.device_get(got), jax.device_get(ssim(a, b, max_val=max_val, **options)), VALUE)
 
 
+@pytest.mark.parametrize("options", [{"where": np.ones(SHAPE, bool)}, {"sizes": np.full((8, 2), 9)}])
+def test_images_outside_the_mesh(options, mesh):
+    a, b = (np.asarray(x) for x in pair(*SHAPE))
+    expected = ssim(a[:, :, :9], b[:, :, :9], filter_size=3) if "sizes" in options else ssim(a, b, filter_size=3)
+    assert_same(jax.device_get(ssim(a, b, filter_size=3, **options)), jax.device_get(expected), VALUE)
+
+
 def test_training_step(mesh):
     # The mean over the batch is the one sum across devices; it must not move the images.
     step = jax.value_and_grad(lambda a, b: ssim_loss(a, b, filter_size=3).mean())
