@@ -58,6 +58,15 @@ class Numpy:
         return "cpu"
 
 
+class Rgba(Numpy):
+    """Functions of the bytes of one image each in red, green, blue and opacity, and of its ``width`` and ``height``."""
+
+    def calls(self, function: Function, images) -> Calls:
+        height, width = images[0].shape[:2]
+        buffers = [np.dstack([image, np.full((height, width), 255, np.uint8)]).tobytes() for image in images]
+        return super().calls(functools.partial(function, width=width, height=height), buffers)
+
+
 class Jax(Numpy):
     """Functions that are compiled."""
 
@@ -255,6 +264,19 @@ def _scikit_image():
     return {("ssim", 2): ssim, ("ssim", 3): ssim}
 
 
+def _fast_ssim():
+    from fast_ssim import get_cpu_status, ssim
+
+    get_cpu_status()  # loads its compiled part, which is for x86: ImportError elsewhere
+    return {("ssim", 2): functools.partial(ssim, data_range=255)}
+
+
+def _blazediff_ssim():
+    from blazediff_ssim import compare_rgba
+
+    return {("ms_ssim", 2): lambda a, b, width, height: compare_rgba(a, b, width, height, metric="ms-ssim").score}
+
+
 SKIMAGE_GRADIENT = (
     "scikit-image's gradient is that of the sum over channels, and of a map that reaches beyond the positions its "
     "value is the mean of."
@@ -268,5 +290,10 @@ PEERS = (
     Library("MONAI", "monai", Torch(), _monai, "MONAI"),
     Library("dm_pix", "dm-pix", Jax(), _dm_pix, "DM_PIX"),
     Library("scikit-image", "scikit-image", Numpy(), _scikit_image, "SKIMAGE_WANG", SKIMAGE_GRADIENT),
+)
+# Forward only, of one pair of uint8 images ``[H, W, C]``; MS-SSIM is that of luma.
+NATIVE = (
+    Library("fast-ssim", "fast-ssim", Numpy(), _fast_ssim),
+    Library("blazediff-ssim", "blazediff-ssim", Rgba(), _blazediff_ssim),
 )
 BY_NAME = {library.name: library for library in (OURS, *PEERS)}

@@ -1,6 +1,7 @@
-"""One library, one work, one pass, in a process of its own: the time to the first result, and the memory it took.
+"""What is measured in a process of its own, which prints it as JSON.
 
-``python benchmarks/process.py jax_msssim ms_ssim 8x256x256x3 value_and_grad`` prints them as JSON.
+``python benchmarks/process.py jax_msssim ms_ssim 8x256x256x3 value_and_grad`` takes one library, one work and one pass:
+the time to the first result, and the memory it took.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from peers import BY_NAME, Library
 from works import Work
@@ -15,12 +17,16 @@ from works import Work
 
 def in_own_process(library: Library, work: Work, which: str) -> dict:
     """What :func:`first_call` says in a fresh process."""
-    shape = "x".join(map(str, work.shape))
-    command = [sys.executable, __file__, library.name, work.metric, shape, which]
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # a cached program needs no compilation
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return what_prints("process.py", library.name, work.metric, "x".join(map(str, work.shape)), which)
+
+
+def what_prints(script: str, *arguments: str, **environment: str) -> dict:
+    """What a script of this folder prints in the end, run in a fresh process."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # a cached program needs no compilation
+    process = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     if process.returncode:
-        raise RuntimeError(f"{library.name} failed on {work.name}, {which}:\n{process.stderr}")
+        raise RuntimeError(f"{script} failed, called with {' '.join(arguments)}:\n{process.stderr}")
     return json.loads(process.stdout.splitlines()[-1])
 
 

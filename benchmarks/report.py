@@ -109,6 +109,43 @@ def first_calls(records: Records) -> Table:
     return Table("Memory and the first result", headings, rows, notes)
 
 
+def test_set(records: Records) -> Table:
+    rows = [
+        (
+            r["library"],
+            r["how"],
+            *(f"{r[f'{nth}{of}_seconds']:.2f}" for nth in ("first", "second") for of in ("_processor", "")),
+            f"{r['ssim']:.4f}",
+            f"{r['ms_ssim']:.4f}",
+        )
+        for r in records
+    ]
+    notes = [
+        f"SSIM and MS-SSIM of {records[0]['work']}: crops of photographs and the same with noise, uint8. Each library "
+        "in a process of its own, on the CPU. The first pass counts from the start of the process, imports and "
+        "compilation included; the second is the same again in that process. Values are means, with each one's own "
+        "conventions."
+    ]
+    passes = [f"{nth} pass, {of}s" for nth in ("first", "second") for of in ("processor ", "")]
+    return Table("A test set of many sizes", ("library", "how", *passes, "SSIM", "MS-SSIM"), rows, notes)
+
+
+def native(records: Records) -> Table:
+    rows = []
+    for work, group in groupby(records, key=lambda r: r["work"]):
+        times = {r["library"]: r for r in group}
+        for name, r in times.items():
+            ratio = f"{r['median'] / times[OURS]['median']:.2f}x"
+            rows.append((work, name, milliseconds(r["median"]), _quartiles(r), ratio, f"{r['value']:.6f}"))
+    notes = [
+        "Processor time of all threads after the first call, forward, from uint8 images. SSIM is that of "
+        "`conventions.SKIMAGE`, fast-ssim's number. MS-SSIM is that of luma, for which blazediff-ssim has a convention "
+        "of its own: it reflects at borders, and its 2x2 means begin one pixel early."
+    ]
+    headings = ("work", "library", "processor, ms", "quartiles, ms", "ours", "value")
+    return Table("Native programs", headings, rows, notes)
+
+
 def compilation(records: Records) -> Table:
     seconds = sorted(r["first_result_seconds"] for r in records)
     row = (records[0]["work"], f"{seconds[0]:.2f}", ", ".join(f"{s:.2f}" for s in seconds))
@@ -192,6 +229,8 @@ TABLES = {
     "check": [check],
     "compare": [ratios, compare],
     "first_calls": [first_calls],
+    "test_set": [test_set],
+    "native": [native],
     "compilation": [compilation],
     "temporaries": [temporaries],
     "scaling": [scaling],

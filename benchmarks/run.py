@@ -22,7 +22,7 @@ import comparison
 import jax
 import ours
 import report
-from peers import OURS, PEERS, Library, Torch, on_gpu
+from peers import NATIVE, OURS, PEERS, Library, Torch, on_gpu
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from works import FULL, QUICK, Plan
@@ -78,12 +78,14 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def sections(plan: Plan, peers: list[Library]) -> dict[str, Callable[[], Iterator[dict]]]:
+def sections(plan: Plan, peers: list[Library], native: list[Library]) -> dict[str, Callable[[], Iterator[dict]]]:
     """What there is to measure, in order."""
     return {
         "check": lambda: comparison.check(peers, plan.checked),
         "compare": lambda: comparison.compare(peers, plan.compared, plan.rounds),
         "first_calls": lambda: comparison.first_calls([OURS, *peers][: plan.launched], plan.in_own_process),
+        "test_set": lambda: comparison.test_set([OURS, *peers][: plan.launched], plan.evaluated),
+        "native": lambda: comparison.native(native, plan.native, plan.rounds),
         "compilation": lambda: ours.compilation(plan.compiled, plan.processes),
         "temporaries": lambda: ours.temporaries(plan.temporaries),
         "scaling": lambda: ours.scaling(plan.scaled, plan.rounds),
@@ -102,14 +104,14 @@ def collect(name: str, records: Iterator[dict], console: Console) -> list[dict]:
         task = progress.add_task(name, total=None)
         for record in records:
             collected.append(record)
-            done = [str(record[key]) for key in ("work", "shape", "pass", "library") if key in record]
+            done = [str(record[key]) for key in ("work", "shape", "pass", "library", "how") if key in record]
             progress.update(task, advance=1, description=f"{name}: done {', '.join(done)}")
     return collected
 
 
 def chosen_works(plan: Plan, names: list[str]) -> Plan:
     """The plan with those works whose names contain one of these, where libraries are compared."""
-    fields = ("compared", "in_own_process", "temporaries", "implemented")
+    fields = ("compared", "in_own_process", "native", "temporaries", "implemented")
     kept = {f: tuple(w for w in getattr(plan, f) if any(name in w.name for name in names)) for f in fields}
     return plan._replace(**kept)
 
@@ -125,19 +127,20 @@ def parse(names: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse(list(sections(FULL, [])))
+    arguments = parse(list(sections(FULL, [], [])))
     warnings.filterwarnings("ignore")  # of the other libraries, about each other
     console = Console(width=None if sys.stdout.isatty() else 120)
     plan = chosen_works(QUICK if arguments.quick else FULL, arguments.works)
     plan = plan._replace(rounds=arguments.rounds or plan.rounds)
     peers, records = installed(PEERS)
+    native, more_records = installed(NATIVE)
     _, own = installed((OURS,))
-    results = {"machine": machine(), "libraries": own + records + frameworks()}
+    results = {"machine": machine(), "libraries": own + records + more_records + frameworks()}
     console.print(*(f"{key}: {value}" for key, value in results["machine"].items()), "", sep="\n")
     report.show("libraries", results["libraries"], console)
 
     written = []
-    for name, section in sections(plan, peers).items():
+    for name, section in sections(plan, peers, native).items():
         if name not in arguments.only:
             continue
         start = time.perf_counter()

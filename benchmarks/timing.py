@@ -35,12 +35,17 @@ class Timing(NamedTuple):
     rounds: int
 
 
-def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Timing]:
+Clock = Callable[[], float]
+
+
+def take_turns(
+    contestants: Mapping[str, Contestant], rounds: int, clock: Clock = time.perf_counter
+) -> dict[str, Timing]:
     """Time all of them, A B C A B C ...; the slow ones sit out the later rounds."""
     samples: dict[str, list[float]] = {}
     wanted = {}
     for name, contestant in contestants.items():
-        first = _seconds(contestant, 0)
+        first = _seconds(contestant, 0, clock)
         samples[name] = [first] if first > SLOW and not contestant.compiles else []
         wanted[name] = rounds
 
@@ -49,23 +54,23 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, 
             if len(samples[name]) >= wanted[name]:
                 continue
             time.sleep(PAUSE)
-            samples[name].append(_seconds(contestant, MIN_SAMPLE))
+            samples[name].append(_seconds(contestant, MIN_SAMPLE, clock))
             if turn == 0:
                 wanted[name] = min(rounds, max(MIN_ROUNDS, math.ceil(SECONDS_EACH / samples[name][0])))
     return {name: _timing(seconds) for name, seconds in samples.items()}
 
 
-def _seconds(contestant: Contestant, at_least: float) -> float:
+def _seconds(contestant: Contestant, at_least: float, clock: Clock) -> float:
     """The mean time of as many calls as it takes."""
-    start, calls, queue = time.perf_counter(), 0, 1
-    while calls == 0 or time.perf_counter() - start < at_least:
+    start, calls, queue = clock(), 0, 1
+    while calls == 0 or clock() - start < at_least:
         for _ in range(queue):
             result = contestant.call()
         contestant.wait(result)
         calls += queue
         if contestant.queued:
             queue *= 2
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def _timing(seconds: list[float]) -> Timing:

@@ -1,4 +1,4 @@
-"""What is measured: a metric, and the shape of the two images it compares."""
+"""What is measured: a metric, and the shape of the two images it compares; or a test set of many sizes."""
 
 from typing import NamedTuple
 
@@ -45,6 +45,35 @@ class Work(NamedTuple):
         return a, b
 
 
+class Crops(NamedTuple):
+    """A test set: crops of photographs, of any sides in a range, each with a copy of it under noise."""
+
+    number: int
+    shortest: int
+    longest: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.number} pairs, sides of {self.shortest} to {self.longest}"
+
+    def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """In uint8, ``[H, W, 3]``."""
+        from skimage import data
+
+        names = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
+        photographs = [getattr(data, name)() for name in names]
+        rng = np.random.default_rng(0)
+        return [self._pair(photographs, rng) for _ in range(self.number)]
+
+    def _pair(self, photographs, rng) -> tuple[np.ndarray, np.ndarray]:
+        sides = rng.integers(self.shortest, self.longest, 2, endpoint=True)
+        large_enough = [image for image in photographs if np.all(image.shape[:2] >= sides)]
+        image = large_enough[rng.integers(len(large_enough))]
+        starts = [rng.integers(whole - side, endpoint=True) for whole, side in zip(image.shape, sides, strict=False)]
+        a = image[tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))]
+        return a, np.clip(a + rng.normal(0, 10, a.shape), 0, 255).astype(np.uint8)
+
+
 class Plan(NamedTuple):
     """Everything one run measures."""
 
@@ -52,6 +81,8 @@ class Plan(NamedTuple):
     compared: tuple[Work, ...]
     in_own_process: tuple[Work, ...]
     launched: int | None  # so many libraries of the list; None is all
+    evaluated: Crops
+    native: tuple[Work, ...]
     compiled: Work  # the time to its first result is the best of several
     temporaries: tuple[Work, ...]
     scaled: tuple[Work, ...]
@@ -84,6 +115,12 @@ FULL = Plan(
     ),
     in_own_process=(BATCH, HD, Work("ssim", (8, 256, 256, 3))),
     launched=None,
+    evaluated=Crops(24, 200, 800),
+    native=tuple(
+        Work(metric, (1, *sides, channels))
+        for metric, channels in [("ssim", 1), ("ssim", 3), ("ms_ssim", 3)]
+        for sides in [(256, 256), (512, 512), (1080, 1920), (2160, 3840)]
+    ),
     compiled=BATCH,
     temporaries=(BATCH, HD, UHD),
     scaled=tuple(
@@ -103,6 +140,8 @@ QUICK = Plan(
     compared=(Work("ms_ssim", (1, 176, 176, 1)), _SMALL, Work("ssim", (1, 16, 16, 16, 1))),
     in_own_process=(_SMALL,),
     launched=2,
+    evaluated=Crops(2, 176, 240),
+    native=(Work("ssim", (1, 64, 64, 3)), Work("ms_ssim", (1, 176, 176, 3))),
     compiled=_SMALL,
     temporaries=(_SMALL,),
     scaled=(_SMALL, Work("ssim", (1, 96, 96, 3))),
