@@ -98,6 +98,7 @@ class _Canvases:
     def batches(self, held: list[Pair], leave: int = 0) -> Iterator[Batch]:
         """Takes pairs away in batches that are full, and in others until no more than ``leave`` are left."""
         waiting = collections.defaultdict(list)
+        held.sort(key=lambda pair: pair.shape)  # rows beyond all images of a batch take no time
         for group in {_group(pair) for pair in held}:
             canvas_of = choose(self.seen[group], self.lengths[group], group[-1])
             for pair in held:

@@ -216,10 +216,12 @@ def test_export():
     assert_same(export.deserialize(program.serialize()).call(a, b, TRACED), sized(a, b, TRACED), 2e-6)
 
 
+# The second is worked through in blocks of rows.
+@pytest.mark.parametrize("height", [9, pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_sharded(whole, mesh):
+def test_sharded(whole, height, mesh):
     batch = PartitionSpec("batch")
-    a, b = pair(8, 9, 10, 1)
+    a, b = pair(8, height, 10, 1)
     sizes = np.concatenate([TRACED, TRACED, TRACED[:2]])
     images = jax.device_put((a, b), NamedSharding(mesh, batch))
     placed = jax.device_put(sizes, NamedSharding(mesh, PartitionSpec() if whole else batch))

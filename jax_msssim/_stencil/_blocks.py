@@ -17,6 +17,7 @@ from jax_msssim._means import mean_of_map, places, reference_line, stacked, unst
 from jax_msssim._scales import Scale, centred
 from jax_msssim._stencil._layout import Blocks, Layout, stage
 from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes
+from jax_msssim._stencil._platforms import on_one_device
 from jax_msssim._terms import Constants, Term, fraction_of, value_of
 
 # Samples in a block (batch x rows x columns x channels), and its fewest and most rows. With no more than 64 a batch
@@ -62,19 +63,37 @@ def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constant
         rows, gradients = _block(layout, terms, wrt, scale, constants, None)
         return [lax.expand_dims(x, (0,)) for x in rows], gradients
 
-    def add(carry, _):
-        i, wholes = carry
+    def add(i, wholes):
         rows, gradients = _block(layout, terms, wrt, scale, constants, i)
+        wholes = dict(wholes)
         for name, whole in wholes.items():
             part, start = layout.block(whole, i) + gradients[name], i * blocks.rows * step
             wholes[name] = lax.dynamic_update_slice_in_dim(whole, part, start, place, allow_negative_indices=False)
+        return wholes, rows
+
+    def add_if_any(carry, _):
+        i, wholes = carry
+        if scale.sizes and on_one_device.get():  # beyond all images there is nothing to add
+            any_left = scale.sizes[0].max() - layout.window.halo > (i * blocks.rows).astype(np.int32)
+            no_rows = _no_rows(layout, blocks, like, quantities(terms, wrt, scale.valid is not None))
+            wholes, rows = lax.cond(any_left, add, lambda _, wholes: (wholes, no_rows), i, wholes)
+        else:
+            wholes, rows = add(i, wholes)
         return (i + 1, wholes), rows
 
     # Zeros, but not before ``after`` is there: by then the memory of the coarser images is free.
     zeros = jnp.broadcast_to((after > 1e30).astype(like.dtype), like.shape)
     wholes = {pair: zeros for pair in differentiated(terms, wrt) if pair[1] in IMAGES}
-    (_, gradients), rows = lax.scan(add, (jnp.zeros((), int), wholes), length=blocks.number)
+    (_, gradients), rows = lax.scan(add_if_any, (jnp.zeros((), int), wholes), length=blocks.number)
     return rows, gradients
+
+
+def _no_rows(layout: Layout, blocks: Blocks, like, wanted: tuple[list[Term], list[Quantity]]) -> list[jax.Array]:
+    """What a block without any position comes to."""
+    (with_gradient, rest), step = wanted, layout.channels
+    width = blocks.rows * step if len(layout.axes) == 1 else like.shape[-1] - layout.window.halo * step
+    lengths = [1] * len(with_gradient) + [len(rest)] * bool(rest)
+    return [jnp.zeros((n, *like.shape[: -len(layout.axes)], width), like.dtype) for n in lengths]
 
 
 def _blocks(layout: Layout, shape) -> Blocks | None:

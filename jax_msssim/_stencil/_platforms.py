@@ -1,5 +1,6 @@
 """What depends on the platform: an operation that is traced when it is lowered."""
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from jax.interpreters import ad, batching, mlir
 # The platforms that have a program of their own, and what it is called; None stands for all others. "cuda" has one of
 # its own where that is a kernel.
 PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu", None: "default"}
+
+# Whether an operation is being lowered for one device, which can look at all images together without a collective.
+on_one_device = contextvars.ContextVar("on_one_device", default=False)
 
 
 class Program(NamedTuple):
@@ -69,7 +73,11 @@ def _lowered(ctx, *operands, key, program: Program, **params):
             f'implementation="{only}" is for programs on {only}, this one is for {", ".join(module.platforms)}; leave '
             "implementation out, which then takes another."
         )
-    return mlir.lower_fun(functools.partial(_call, name))(ctx, *operands, program=program, **params)
+    token = on_one_device.set(getattr(module.axis_context, "num_devices", None) == 1)
+    try:
+        return mlir.lower_fun(functools.partial(_call, name))(ctx, *operands, program=program, **params)
+    finally:
+        on_one_device.reset(token)
 
 
 def _batched(batch, leaves, axes, **params):
