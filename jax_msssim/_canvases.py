@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 Shape = tuple[int, ...]
 
 # In the time that compiling MS-SSIM takes, a CPU computes it for so many samples: pixels times channels.
 SAMPLES_TO_COMPILE = 2e8
-SAMPLES_IN_BATCH = 2**23  # more of them gain nothing on a CPU
+# On a CPU larger batches only need more memory, each time anew. The others have more to do at once.
+SAMPLES_IN_BATCH = {"cpu": 2**20, "other": 2**25}
 # So many pairs are held while canvases are chosen for them, or fewer that are large.
 PAIRS_HELD, BYTES_HELD = 64, 2**28
 UNIFORM = 4  # so many images of one shape, and none like it, have a canvas of that shape
@@ -117,7 +119,8 @@ class _Canvases:
         held.extend(pair for pairs in waiting.values() for pair in pairs)
 
     def _length(self, group, canvas: Shape, pairs: int) -> int:
-        most = max(min(self.batch_size, SAMPLES_IN_BATCH // (math.prod(canvas) * group[-1])), 1)
+        samples = SAMPLES_IN_BATCH["cpu" if jax.default_backend() == "cpu" else "other"]
+        most = max(min(self.batch_size, samples // (math.prod(canvas) * group[-1])), 1)
         return self.lengths[group].setdefault(canvas, min(most, 2 ** (pairs - 1).bit_length()))
 
 
