@@ -24,6 +24,7 @@ from jax_msssim._checks import (
     check_sizes,
     check_where,
     over_batch,
+    own,
 )
 from jax_msssim._scales import Downsample, Padding, smallest_side
 from jax_msssim._signatures import takes
@@ -167,7 +168,8 @@ def prepare(
     if sizes is not None:
         sizes = check_sizes(sizes, batch, a.shape[-spatial_ndim - 1 : -1], max(sides))
     dtype = "float64" if jnp.float64 in (_dtype(a), _dtype(b)) else "float32"
-    images = Images(a, b, _max_val(names, a, b, max_val, dtype, batch), where, sizes)
+    max_val = _max_val(names, a, b, max_val, dtype, batch)
+    images = Images(own(a), own(b), max_val, None if where is None else own(where), sizes)
     return Options(statistics, k1, k2, paddings, implementation, dtype), images
 
 

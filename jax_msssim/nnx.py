@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     raise ImportError('jax_msssim.nnx needs Flax 0.12.6 or newer: pip install "jax_msssim[flax]".') from error
 
-from jax_msssim._checks import Array, as_array, check_positive, check_static
+from jax_msssim._checks import Array, as_array, check_positive, check_static, own
 from jax_msssim._losses import dssim_loss, ms_ssim_loss, ssim_loss
 from jax_msssim._options import Negative, PyramidOptions, SSIMOptions, prepare, prepare_ms_ssim
 from jax_msssim._signatures import takes
@@ -258,7 +258,7 @@ def _checked_mask(mask, batch: tuple[int, ...]) -> Array:
             f"mask must have one value per image, shape {list(batch)}, got {list(mask.shape)}. "
             "A mask of pixels is passed as where."
         )
-    return mask
+    return own(mask)
 
 
 @jax.jit

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from images import random_pair
 from test_api import KEYWORDS, parameters
+from test_buffers import assert_free_after
 from test_checks import calls, check
 from test_sharding import over_batch
 
@@ -67,6 +68,16 @@ def test_options_reach_the_function():
     metric = MSSSIM(**options)
     metric.update(predictions=a, targets=b)
     np.testing.assert_allclose(metric.compute(), jax_msssim.ms_ssim(a, b, **options).mean(), **FLOAT32)
+
+
+def test_arrays_are_free_after_an_update():
+    def mean(predictions, targets, **options):
+        metric = SSIM(**SMALL, min_coverage=0.1)
+        metric.update(predictions=predictions, targets=targets, **options)
+        return metric.compute()
+
+    (a, b), mask, sizes = pair(3), np.array([True, False, True]), np.array([[6, 5], [5, 7], [6, 7]])
+    assert_free_after(mean, a, b, where=a < 0.9, sizes=sizes, mask=mask)
 
 
 def test_mask_leaves_images_out():
