@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from compat import enable_x64
-from functions import FUNCTIONS, function_of, pair, total
+from functions import FUNCTIONS, KINDS, function_of, pair, total
 from images import random_pair
 
 from jax_msssim import ms_ssim_loss, ssim
@@ -24,11 +24,19 @@ def numpy_pair(shape=SHAPE):
 
 # --- one bad image of a batch ---------------------------------------------------------------------------------
 
-NOT_ALL_SLOW = [name if name == "ssim" else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+# Every function with the stencil, those that differ in kind with the others, too.
+every_function = pytest.mark.parametrize(
+    ("implementation", "name"),
+    [
+        pytest.param(kind, name, marks=[pytest.mark.slow] * (name != "ssim" or kind == "matmul"))
+        for kind, names in (("stencil", FUNCTIONS), ("conv", KINDS), ("matmul", KINDS))
+        for name in names
+    ],
+)
 
 
-@pytest.mark.parametrize("name", NOT_ALL_SLOW)
-def test_a_bad_pixel_stays_in_its_image(name, implementation):
+@every_function
+def test_a_bad_pixel_stays_in_its_image(implementation, name):
     a, b = pair(3, *SHAPE[1:])
     function = function_of(name, implementation=implementation)
 
@@ -66,8 +74,8 @@ def test_a_bad_max_val_stays_in_its_image(implementation):
 # --- nothing in an array ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NOT_ALL_SLOW)
-def test_an_empty_batch_has_no_values(name, implementation):
+@every_function
+def test_an_empty_batch_has_no_values(implementation, name):
     function = function_of(name, implementation=implementation)
     like = jax.eval_shape(function, *[jax.ShapeDtypeStruct((5, *SHAPE[1:]), np.float32)] * 2)
     for batch in ((0,), (2, 0)):

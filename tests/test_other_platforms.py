@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from functions import FUNCTIONS, assert_same, function_of, pair, total
+from functions import KINDS, assert_same, function_of, pair, total
 from images import random_pair
 from jax import export
 from test_sharding import check, value_and_gradients
@@ -40,7 +40,7 @@ def of_each(a, b):
 
 
 CASES = {
-    **{name: (function_of(name), SHAPE) for name in ("ms_ssim", *FUNCTIONS)},
+    **{name: (function_of(name), SHAPE) for name in ("ms_ssim", *KINDS)},
     "one image": (function_of("ssim"), SHAPE[1:]),
     "a signal": (function_of("ssim", spatial_ndim=1), (3, 14, 2)),
     "a volume": (function_of("ssim", spatial_ndim=3), (2, 7, 9, 8, 3)),

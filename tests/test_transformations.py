@@ -1,6 +1,7 @@
 """Every function under every transformation of JAX: the same value, true derivatives, one compilation."""
 
 import functools
+import itertools
 import re
 import warnings
 
@@ -9,7 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compat import enable_x64
-from functions import FUNCTIONS, POWER_LAWS, POWERS, assert_same, conv_is_slow, function_of, pair, total
+from functions import (
+    FUNCTIONS,
+    KINDS,
+    OTHERS,
+    POWER_LAWS,
+    POWERS,
+    assert_same,
+    conv_is_slow,
+    function_of,
+    pair,
+    total,
+)
 from images import random_pair
 from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
@@ -192,6 +204,7 @@ APPLY_TO = {
     "vmap_power_factors": POWER_LAWS,
     "vmap_weight": ("ssim_l1_loss",),
     "vmap_alpha": ("ms_ssim_l1_loss", "single_resolution"),
+    "debug_nans": FUNCTIONS,  # which a logarithm or a power may have of its own
 }
 QUICK = dict.fromkeys((*OF_VALUES.split(), "jacfwd"), "ms_ssim_loss")
 QUICK |= {"disable_jit": "ssim_loss", "donate": "ssim_loss"}
@@ -199,12 +212,15 @@ QUICK |= {"disable_jit": "ssim_loss", "donate": "ssim_loss"}
 
 def cases(transformations):
     """The table of transformations and functions; what is not quick is slow."""
+    # Every transformation goes through each kind of function and one of the others, which take turns: each of these
+    # meets some transformations of values and some of derivatives.
+    turns = itertools.cycle(OTHERS)
     return [
         pytest.param(
             globals()[label], name, id=f"{label}-{name}", marks=[pytest.mark.slow] * (name != QUICK.get(label))
         )
         for label in transformations.split()
-        for name in APPLY_TO.get(label, FUNCTIONS)
+        for name in APPLY_TO.get(label) or (*KINDS, next(turns))
     ]
 
 
@@ -239,21 +255,25 @@ def central_differences(function, arguments, step=1e-5):
     return unravel((values(flat[None] + moves) - values(flat[None] - moves)) / (2 * step))
 
 
-# Of those that are the mean of another, its logarithm or a sum, the rule of the other is theirs.
+# Of those that are the mean of another, its logarithm or a sum, the rule of the other is theirs: they are slow, and
+# left out with "conv", which JAX differentiates by itself.
 RULES = {"ssim-valid", "ssim_map-same", "ms_ssim_terms-valid", "ms_ssim_loss-same", "ssim_l1_loss-valid"}
 
 
 @pytest.mark.parametrize(
-    ("name", "padding"),
+    ("implementation", "name", "padding"),
     [
-        pytest.param(name, padding, marks=[pytest.mark.slow] * (f"{name}-{padding}" not in RULES))
+        pytest.param(
+            kind, name, padding, marks=[pytest.mark.slow] * (kind == "conv" or f"{name}-{padding}" not in RULES)
+        )
+        for kind in ("stencil", "conv")
         for name in FUNCTIONS
         for padding in ("valid", "same")
         if name != "single_resolution" and (padding == "valid" or name in ("ssim_map", "ms_ssim_loss"))
+        if kind == "stencil" or f"{name}-{padding}" in RULES
     ],
 )
-@conv_is_slow
-def test_gradients_by_every_argument(name, padding, implementation, x64):
+def test_gradients_by_every_argument(implementation, name, padding, x64):
     a, b = random_pair((9, 10, 2))
     a[..., 0] = 1 - a[..., 0]  # one channel is anticorrelated: its terms are negative
     more = {"power_factors": POWERS} if name in POWER_LAWS else {}
@@ -292,9 +312,11 @@ def compilations(call) -> int:
     return len(COMPILED) - before
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-@conv_is_slow
-def test_one_compilation(name, implementation):
+@pytest.mark.parametrize(
+    ("implementation", "name"),
+    [("stencil", name) for name in FUNCTIONS] + [pytest.param("conv", name, marks=pytest.mark.slow) for name in KINDS],
+)
+def test_one_compilation(implementation, name):
     # A shape that no other test uses.
     a, b = (x.astype(np.float32) for x in random_pair((11, 19, 1)))
     function = function_of(name, implementation=implementation)
