@@ -12,10 +12,12 @@ from jax_msssim._losses import dssim_loss, log_ms_ssim_loss, ms_ssim_l1_loss, ms
 from jax_msssim._ms_ssim import MSSSIMTerms, fit_power_factors, ms_ssim, ms_ssim_db, ms_ssim_terms
 from jax_msssim._options import WANG2003
 from jax_msssim._ssim import ssim, ssim_map
+from jax_msssim._warnings import ImageWarning
 from jax_msssim._windows import gaussian_window, uniform_window
 
 __all__ = [
     "WANG2003",
+    "ImageWarning",
     "MSSSIMTerms",
     "PaddedImages",
     "conventions",

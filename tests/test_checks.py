@@ -1,5 +1,7 @@
 """What is refused, and that the message says what is wrong and what to do."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -284,7 +286,7 @@ def unexpected(name, keyword, *words, images="IMAGE, IMAGE"):
     *(unexpected(name, "downsample") for name in KEYWORDS if "downsample" not in KEYWORDS[name]),
     *(unexpected(name, key, meant) for name in KEYWORDS for key, meant in MEANT.items() if meant in KEYWORDS[name]),
     *(unexpected("ssim", keyword, *words) for keyword, words in INSTEAD.items()),
-    *(unexpected(name, "foo", images="3") for name in HELPERS if name != "gaussian_window"),
+    *(unexpected(name, "foo", images="3") for name in HELPERS if name not in ("evaluate", "gaussian_window")),
     ("ssim(IMAGE, IMAGE, 255)", TypeError, "ssim", "max_val"),
     ("ms_ssim_loss(IMAGE, IMAGE, 255)", TypeError, "ms_ssim_loss", "max_val"),
 )
@@ -299,3 +301,41 @@ def test_the_kernel_needs_a_gpu_and_a_release_that_was_tried(monkeypatch):
     monkeypatch.setattr(_cuda, "has_device", lambda: True)
     monkeypatch.setattr(_cuda, "RELEASES", ("0.1", "0.2"))
     check(call, ValueError, start, "0.1 and 0.2", jax.__version__, "leave implementation out")
+
+
+# --- warnings -------------------------------------------------------------------------------------------------
+
+BYTES = np.full((16, 17, 3), 200, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (BYTES, {}, "a has pixels up to 200 but max_val"),
+        (np.zeros((64, 32, 32), np.float32), {}, r"a of shape \[64, 32, 32\] is taken for an image of 32 channels"),
+        (np.zeros((2, 3, 32, 40), np.float32), {"padding": "same"}, "is taken for an image of 40 channels"),
+    ],
+)
+def test_warnings(image, options, message):
+    with pytest.warns(jax_msssim.ImageWarning, match=message) as told:
+        ssim(image, jnp.asarray(image), **options)
+    assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jax_msssim.ImageWarning)
+        ssim(image, image, **options)
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (BYTES, {"max_val": 255}),
+        (BYTES.astype(np.uint8), {}),
+        (BYTES / 100, {}),
+        (BYTES * np.inf, {}),
+        (jnp.asarray(BYTES), {}),
+        (np.zeros((2, 32, 32, 20), np.float32), {}),
+    ],
+)
+def test_no_warning(image, options):
+    ssim(image, image, **options)
+    jax.jit(lambda x: ssim(x, x, **options))(BYTES)

@@ -1,0 +1,61 @@
+"""Warnings of images that are likely not what they are taken for."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+PACKAGE = str(Path(__file__).parent)
+SAMPLES = 8  # along each axis: bytes as floats hold hardly so many below 3
+MANY_CHANNELS = 16
+
+
+class ImageWarning(UserWarning):
+    """Images are likely not what they are taken for; nothing is changed, and a number is returned.
+
+    It is given where images are NumPy arrays, before a program is compiled or called, never for arrays of JAX, whose
+    pixels are not looked at: for floating images with pixels far above 1 and no ``max_val``, and for images with more
+    channels than rows or columns suggest. ``warnings.simplefilter("ignore", ImageWarning)`` silences it.
+
+    Examples:
+      >>> import warnings
+      >>> import numpy as np
+      >>> from jax_msssim import ImageWarning, ssim
+      >>> image = np.full((16, 16, 1), 200.0, np.float32)
+      >>> with warnings.catch_warnings(record=True) as told:
+      ...     warnings.simplefilter("always", ImageWarning)
+      ...     value = ssim(image, image)
+      >>> print(told[0].message)
+      a has pixels up to 200 but max_val, the largest value a pixel can have, is 1.0: pass max_val=255, say.
+    """
+
+
+def warn_of_images(names: tuple[str, str], images: tuple, range_given: bool, spatial_ndim: int) -> None:
+    """Warns of a NumPy array that looks like bytes in floats, channels-first, or without a channel axis."""
+    for name, x in zip(names, images, strict=True):
+        if message := isinstance(x, np.ndarray) and _suspicion(name, x, range_given, spatial_ndim):
+            level, frame = 1, sys._getframe()
+            while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+                level, frame = level + 1, frame.f_back
+            warnings.warn(message, ImageWarning, level)
+            return
+
+
+def _suspicion(name: str, x: np.ndarray, range_given: bool, spatial_ndim: int) -> str | None:
+    *_, rows, columns, channels = (1, *x.shape)
+    if spatial_ndim == 2 and channels > MANY_CHANNELS < columns and (rows <= 4 or x.ndim == 3):
+        return (
+            f"{name} of shape {list(x.shape)} is taken for an image of {channels} channels, the last axis. Grey images "
+            f"need a channel axis, {name}[..., None]; channels-first ones jnp.moveaxis({name}, -3, -1)."
+        )
+    if range_given or not np.issubdtype(x.dtype, np.floating):
+        return None
+    some = x[tuple(slice(None, None, max(1, -(-side // SAMPLES))) for side in x.shape)]
+    largest = some.max(initial=0, where=np.isfinite(some))  # masked pixels may hold anything
+    if largest <= 2:
+        return None
+    return (
+        f"{name} has pixels up to {largest:.4g} but max_val, the largest value a pixel can have, is 1.0: pass "
+        "max_val=255, say."
+    )
