@@ -6,7 +6,7 @@ arrays that they fill in part: few canvases where there are few images, more as 
 
 import collections
 import math
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,9 +38,9 @@ class Pair(NamedTuple):
 
 
 def pair_of(position: int, a: np.ndarray, b: np.ndarray, kind: Any = None) -> Pair:
-    """Copies of two images, turned to lie if they stand, so that both ways share canvases."""
+    """Two images, turned to lie if they stand, so that both ways share canvases."""
     turn = a.ndim == 3 and a.shape[0] > a.shape[1]
-    a, b = (np.array(np.swapaxes(x, 0, 1) if turn else x, order="C") for x in (a, b))
+    a, b = (np.swapaxes(x, 0, 1) if turn else x for x in (a, b))
     return Pair(position, a, b, kind)
 
 
@@ -101,11 +101,12 @@ class _Canvases:
         """Takes pairs away in batches that are full, and in others until no more than ``leave`` are left."""
         waiting = collections.defaultdict(list)
         held.sort(key=lambda pair: pair.shape)  # rows beyond all images of a batch take no time
-        for group in {_group(pair) for pair in held}:
-            canvas_of = choose(self.seen[group], self.lengths[group], group[-1])
-            for pair in held:
-                if _group(pair) == group:
-                    waiting[group, canvas_of[rounded(pair.shape)]].append(pair)
+        canvases = {
+            group: choose(self.seen[group], self.lengths[group], group[-1]) for group in {_group(pair) for pair in held}
+        }
+        for pair in held:
+            group = _group(pair)
+            waiting[group, canvases[group][rounded(pair.shape)]].append(pair)
         held.clear()
         for (group, canvas), pairs in waiting.items():
             length = self._length(group, canvas, len(pairs))
@@ -130,13 +131,17 @@ def _group(pair: Pair) -> tuple:
 
 def batch_of(pairs: list[Pair], canvas: Shape, length: int) -> Batch:
     """A batch of so many pairs, black ones after those there are."""
-    first = pairs[0]
-    a, b = (np.zeros((length, *canvas, x.shape[-1]), x.dtype) for x in (first.a, first.b))
-    sizes = np.full((length, len(canvas)), canvas, np.int32)
-    for i, pair in enumerate(pairs):
-        here = (i, *(slice(side) for side in pair.shape))
-        a[here], b[here], sizes[i] = pair.a, pair.b, pair.shape
-    return Batch(pairs, a, b, sizes)
+    a, b = (on_canvases(images, canvas, length) for images in ([pair.a for pair in pairs], [pair.b for pair in pairs]))
+    sizes = [pair.shape for pair in pairs] + [canvas] * (length - len(pairs))
+    return Batch(pairs, a, b, np.array(sizes, np.int32))
+
+
+def on_canvases(images: Sequence[np.ndarray], canvas: Shape, length: int) -> np.ndarray:
+    """Images of one type and number of channels in an array ``[length, *canvas, C]`` that is 0 beyond them."""
+    array = np.zeros((length, *canvas, images[0].shape[-1]), images[0].dtype)
+    for here, image in zip(array, images, strict=False):
+        here[tuple(map(slice, image.shape[:-1]))] = image
+    return array
 
 
 def rounded(shape: Shape) -> Shape:

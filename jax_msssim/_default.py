@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax_msssim._cuda import like, refusal, with_kernel
 from jax_msssim._linear import Matmul
 from jax_msssim._means import spatial_axes
-from jax_msssim._scales import Pyramid, Scale, inside
+from jax_msssim._scales import Pyramid, Scale
 from jax_msssim._stencil import Stencil
 from jax_msssim._stencil._blocks import differentiated
 from jax_msssim._stencil._platforms import Program
@@ -46,8 +46,7 @@ def _by_matrices(static: Static, first: Scale, constants: Constants) -> list[jax
     """What :func:`all_scales` returns. JAX differentiates the means of each scale."""
     (pyramid, wrt), results = static, []
     window = pyramid.window
-    counts = inside(first.sizes, first.images[0]) if first.valid is None else first.valid
-    centres = tuple(MATMUL.centre(x, counts, window.spatial_ndim) for x in first.images)
+    centres = tuple(MATMUL.centre(x, first.counts, window.spatial_ndim) for x in first.images)
     # One for each channel, as their derivatives.
     constants = Constants(*(jnp.broadcast_to(c, centres[0].shape) for c in constants))
     scales = MATMUL.scales(pyramid, first._replace(centres=centres))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from jax_msssim._canvases import Batch, Pair, in_batches, pair_of
+from jax_msssim._canvases import Batch, Pair, in_batches, on_canvases, pair_of
 from jax_msssim._checks import AXES, as_array, check_count, check_images
 
 
@@ -63,10 +63,7 @@ def pad_images(images: Sequence[ArrayLike], *, multiple: int = 128) -> PaddedIma
             raise TypeError(f"images[{i}] must have the type of images[0], {first.dtype}, got {x.dtype}.")
     sizes = np.array([x.shape[:-1] for x in arrays], np.int32)
     sides = -(-sizes.max(0) // multiple) * multiple
-    batch = np.zeros((len(arrays), *sides, first.shape[-1]), first.dtype)
-    for image, size, x in zip(batch, sizes, arrays, strict=True):
-        image[tuple(map(slice, size))] = x
-    return PaddedImages(batch, sizes)
+    return PaddedImages(on_canvases(arrays, tuple(sides.tolist()), len(arrays)), sizes)
 
 
 def evaluate(
@@ -130,10 +127,10 @@ def evaluate(
 
 def _read(pairs: Iterable[Any], spatial_ndim: int, progress: bool) -> Iterator[Pair]:
     """Checked copies, since a reader may use its arrays again."""
-    reader = enumerate(_with_bar(pairs) if progress else pairs)
+    reader = iter(_with_bar(pairs) if progress else pairs)
     for position in itertools.count():
         try:
-            _, pair = next(reader)
+            pair = next(reader)
         except StopIteration:
             return
         except Exception as error:
@@ -146,7 +143,7 @@ def _read(pairs: Iterable[Any], spatial_ndim: int, progress: bool) -> Iterator[P
             check_images(("a", "b"), a, b, spatial_ndim)
             if a.ndim != spatial_ndim + 1:
                 raise ValueError(f"must be one image each, [{AXES[spatial_ndim]}], got shape {list(a.shape)}.")
-        yield pair_of(position, np.asarray(a), np.asarray(b))
+        yield pair_of(position, np.array(a), np.array(b))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jax_msssim._implementation import Implementation
-from jax_msssim._means import channel_means, mean_by_axis, mean_positions, or_one, spatial_axes, stacked
+from jax_msssim._means import channel_means, mean_by_axis, mean_positions, or_one, selected, spatial_axes, stacked
 from jax_msssim._scales import Pyramid, Scale, centred, halved, inside
 from jax_msssim._terms import Constants, Means, Term, Variances, value_of
 from jax_msssim._windows import Window
@@ -200,7 +200,7 @@ def _banded(taps: tuple[float, ...], stride: int, x: jax.Array, axis: int) -> ja
 def _centred(scale: Scale) -> Scale:
     if scale.centred:
         return scale
-    images, pixels = centred(*scale.images, *scale.centres), inside(scale.sizes, scale.images[0])
+    images, pixels = centred(*scale.images, *scale.centres), inside(scale.sizes, scale.images[0].shape)
     if pixels is not None:  # there may be NaN beyond an image
-        images = [jnp.where(pixels, x, 0) for x in images]
+        images = [selected(pixels, x) for x in images]
     return scale._replace(images=stacked(*images))

@@ -306,7 +306,7 @@ def l1_and_single_resolution(options: Options, images: Images, alpha: jax.Array)
 def mean_l1(options: Options, images: Images, weights: Array | None = None) -> jax.Array:
     """The mean of ``|a - b| / max_val`` over the valid pixels and the channels of each image."""
     a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
-    valid = inside(images.sides(options.window.spatial_ndim), a)
+    valid = inside(images.sides(options.window.spatial_ndim), a.shape)
     if images.where is not None:
         valid = jnp.asarray(images.where) if valid is None else jnp.logical_and(valid, jnp.asarray(images.where))
     if valid is not None:

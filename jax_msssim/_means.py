@@ -24,20 +24,26 @@ def unstacked(x: jax.Array) -> list[jax.Array]:
     return [lax.index_in_dim(x, k, 0, keepdims=False) for k in range(len(x))]
 
 
-def places(x: jax.Array, axis: int) -> jax.Array:
-    """0, 1, ... along an axis, all others of size 1."""
-    shape = [1] * x.ndim
-    shape[axis] = x.shape[axis]
-    return lax.broadcasted_iota(np.int32, shape, axis % x.ndim)
+def places(shape: Sequence[int], axis: int) -> jax.Array:
+    """0, 1, ... along an axis of an array of this shape, all others of size 1."""
+    along = [1] * len(shape)
+    along[axis] = shape[axis]
+    return lax.broadcasted_iota(np.int32, along, axis % len(shape))
 
 
-def below(x: jax.Array, axes: Sequence[int], limits: Sequence[jax.Array]) -> jax.Array:
+def below(shape: Sequence[int], axes: Sequence[int], limits: Sequence[jax.Array]) -> jax.Array:
     """Where the place along each of some axes is below a limit, which has size 1 along them."""
-    # All but the first axis limit the first: of what has as many numbers as x there is one comparison.
+    # All but the first axis limit the first: only one comparison is of as many numbers as the shape has.
     (first, *others), (limit, *more) = axes, limits
     for axis, other in zip(others, more, strict=True):
-        limit = limit * (places(x, axis) < other).astype(limit.dtype)
-    return places(x, first) < limit
+        limit = limit * (places(shape, axis) < other).astype(limit.dtype)
+    return places(shape, first) < limit
+
+
+def selected(counts: jax.Array, x: jax.Array) -> jax.Array:
+    """0 where a number does not count, NaN though it may be."""
+    # Not jnp.where, a call inside others, which XLA may leave a call.
+    return lax.select(jnp.broadcast_to(counts, x.shape), x, lax.full_like(x, 0))
 
 
 def or_one(x: jax.Array) -> jax.Array:

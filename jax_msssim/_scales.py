@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_msssim._means import below, or_one, places, spatial_axes, stacked
+from jax_msssim._means import below, or_one, places, selected, spatial_axes, stacked
 from jax_msssim._terms import Term
 from jax_msssim._windows import Window
 
@@ -51,10 +51,15 @@ class Scale(NamedTuple):
 
     def windows(self, window: Window) -> jax.Array | None:
         """Which windows lie inside an image, ``[..., *positions, 1]``; None: all do."""
-        image = self.images[0]
-        for axis in spatial_axes(image, window.spatial_ndim):
-            image = lax.slice_in_dim(image, 0, image.shape[axis] - window.halo, axis=axis)
-        return inside([size - window.halo for size in self.sizes], image)
+        *batch, channels = self.images[0].shape
+        start = len(batch) - len(self.sizes)
+        shape = (*batch[:start], *(side - window.halo for side in batch[start:]), channels)
+        return inside([size - window.halo for size in self.sizes], shape)
+
+    @property
+    def counts(self) -> jax.Array | None:
+        """Which pixels are of an image and valid; None: all."""
+        return inside(self.sizes, self.images[0].shape) if self.valid is None else self.valid
 
 
 Halve = Callable[[Scale], tuple[Pair | jax.Array, jax.Array | None]]
@@ -94,33 +99,27 @@ def centred(a: jax.Array, b: jax.Array, centre_a: jax.Array, centre_b: jax.Array
     return above_a + above_b, lax.select(alike, (a - b) - apart, above_a - above_b)
 
 
-def inside(sizes: Sequence[jax.Array], x: jax.Array) -> jax.Array | None:
-    """Which pixels of ``[..., *spatial, C]`` belong to images of these sizes; None: all."""
-    return below(x, spatial_axes(x, len(sizes)), sizes) if sizes else None
+def inside(sizes: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array | None:
+    """Which pixels of an array ``[..., *spatial, C]`` belong to images of these sizes; None: all."""
+    return below(shape, range(len(shape) - 1 - len(sizes), len(shape) - 1), sizes) if sizes else None
 
 
 def halved(images: Sequence[jax.Array], scale: Scale, mean: Callable[[jax.Array], jax.Array]):
     """The 2x2 means of those pixels of a scale that count, and the share of those if some are masked."""
-    if scale.valid is not None:
-        share = mean(scale.valid.astype(images[0].dtype))
-        whole = or_one(share)
-        return [mean(selected(scale.valid, x)) / whole for x in images], share
-    pixels = inside(scale.sizes, images[0])
-    if pixels is None:
+    counts = scale.counts
+    if counts is None:
         return [mean(x) for x in images], None
-    return [doubled(mean(selected(pixels, x)), scale.sizes) for x in images], None
-
-
-def selected(counts: jax.Array, x: jax.Array) -> jax.Array:
-    """0 where a pixel does not count."""
-    # Not jnp.where, a call inside others, which XLA may leave a call.
-    return lax.select(jnp.broadcast_to(counts, x.shape), x, lax.full_like(x, 0))
+    means = [mean(selected(counts, x)) for x in images]
+    if scale.valid is None:
+        return [doubled(x, scale.sizes) for x in means], None
+    share = mean(scale.valid.astype(images[0].dtype))
+    return [x / or_one(share) for x in means], share
 
 
 def doubled(x: jax.Array, sizes: Sequence[jax.Array]) -> jax.Array:
     """2x2 means, twice as large where the second line of a pair was 0, beyond the image: that is the first's mean."""
     for axis, size in zip(spatial_axes(x, len(sizes)), sizes, strict=True):
-        x = x * (1 + (2 * places(x, axis) + 1 == size).astype(x.dtype))
+        x = x * (1 + (2 * places(x.shape, axis) + 1 == size).astype(x.dtype))
     return x
 
 
@@ -134,7 +133,7 @@ def padded(scale: Scale, padding: Padding, window: Window) -> Scale:
         axes = spatial_axes(x, window.spatial_ndim)
         sizes = _over_stack(scale.sizes, x)
         if padding == "same":
-            pixels = inside(sizes, x)
+            pixels = inside(sizes, x.shape)
             x = x if pixels is None else jnp.where(pixels, x, black)
             for axis in axes:
                 x = _surrounded(x, axis, margin, margin, black)
@@ -235,6 +234,6 @@ def _mirrored(x, axis, margin, skipped, size=None):
     # Each image ends somewhere else: its last lines are found by comparisons, which keep a sharded batch in its place.
     out = jnp.concatenate([x, lax.slice_in_dim(x, 0, margin, axis=axis)], axis)
     for k in range(margin):
-        line = selected(places(x, axis) == size - 1 - skipped - k, x).sum(axis, keepdims=True)
-        out = jnp.where(places(out, axis) == size + k, line, out)
+        line = selected(places(x.shape, axis) == size - 1 - skipped - k, x).sum(axis, keepdims=True)
+        out = jnp.where(places(out.shape, axis) == size + k, line, out)
     return jnp.concatenate([before, out], axis)

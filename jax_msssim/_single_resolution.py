@@ -6,9 +6,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jax_msssim._means import mean_positions, spatial_axes
+from jax_msssim._checks import Array
+from jax_msssim._means import mean_positions, places, spatial_axes
 from jax_msssim._options import Images, Options
 from jax_msssim._scales import Scale, padded
 from jax_msssim._ssim import IMPLEMENTATIONS, first_scale
@@ -21,7 +21,7 @@ SINGLE_RESOLUTION_OPTIONS = frozenset(
 )
 
 
-def single_resolution(options: Options, images: Images) -> tuple[jax.Array, jax.Array]:
+def single_resolution(options: Options, images: Images) -> tuple[jax.Array, Array]:
     """The mean dissimilarity per image, and what the widest window weighs each pixel with, ``[..., *spatial, 1]``."""
     implementation, spatial_ndim = IMPLEMENTATIONS[options.implementation], options.window.spatial_ndim
     first, constants = first_scale(options, images)
@@ -40,14 +40,16 @@ def single_resolution(options: Options, images: Images) -> tuple[jax.Array, jax.
     return mean.mean(-1), _weights_of_pixels(first, taps, spatial_ndim)
 
 
-def _weights_of_pixels(first: Scale, taps: tuple[float, ...], spatial_ndim: int) -> jax.Array:
+def _weights_of_pixels(first: Scale, taps: tuple[float, ...], spatial_ndim: int) -> Array:
     """What the windows around every pixel, cut off at the borders, weigh each pixel with in all."""
     image = first.images[0]
-    weights = jnp.ones((1,) * image.ndim, image.dtype)
+    weights: Array = np.ones((1,) * image.ndim, image.dtype)
     for i, axis in enumerate(spatial_axes(image, spatial_ndim)):
-        shape = [n if place == axis else 1 for place, n in enumerate(image.shape)]
-        pixel = lax.broadcasted_iota(np.int32, shape, axis)
-        size = first.sizes[i] if first.sizes else shape[axis]
+        side = image.shape[axis]
+        if first.sizes:
+            pixel, size = places(image.shape, axis), first.sizes[i]
+        else:  # constants
+            pixel, size = np.expand_dims(np.arange(side), [k for k in range(image.ndim) if k != axis]), side
         centres = [pixel + offset for offset in range(-RADIUS, RADIUS + 1)]
         has_window = [((at >= 0) & (at < size)).astype(image.dtype) for at in centres]
         weights = weights * sum(tap * x for tap, x in zip(taps, has_window, strict=True))

@@ -168,7 +168,7 @@ def first_scale(options: Options, images: Images) -> tuple[Scale, Constants]:
     masks = () if where is None else (jnp.broadcast_to(jnp.asarray(where), a.shape),)
     a, b, *others = sharded_alike(a, b, *masks, *images.sides(spatial_ndim))
     where, sizes = (others[0] if masks else None), tuple(others[len(masks) :])
-    counts = inside(sizes, a)
+    counts = inside(sizes, a.shape)
     if where is not None:
         counts = where = where if counts is None else jnp.logical_and(where, counts)
         a, b = (jnp.where(where, x, channel_means(x, where, spatial_ndim)) for x in (a, b))

@@ -118,7 +118,7 @@ FAULTS = [
     # The pyramid.
     Fault("_scales.py", "return above_a + above_b, lax.select(", "return above_a + above_b, -lax.select("),
     Fault("_scales.py", "lax.select(alike, (a - b) - apart, above_a - above_b)", "above_a - above_b"),
-    Fault("_scales.py", "mean(selected(scale.valid, x)) / whole", "mean(selected(scale.valid, x))"),
+    Fault("_scales.py", "[x / or_one(share) for x in means]", "means"),
     Fault("_scales.py", "stacked(-(a + b), b - a)", "stacked(-(a + b), a - b)"),
     Fault("_stencil/_term_means.py", "return x / 2**layout.window.spatial_ndim", "return x / 4"),
     Fault("_stencil/_term_means.py", "x = _split(x, axis).mean(axis)", "x = _split(x, axis).sum(axis)"),
@@ -147,12 +147,12 @@ FAULTS = [
     Fault("_checks.py", "if a.shape != b.shape:", "if a.ndim != b.ndim:"),
     Fault("_signatures.py", "if not options.keys() <= known:", "if False:"),
     # Sizes.
-    Fault("_scales.py", "2 * places(x, axis) + 1 == size", "2 * places(x, axis) == size"),
+    Fault("_scales.py", "2 * places(x.shape, axis) + 1 == size", "2 * places(x.shape, axis) == size"),
     Fault("_scales.py", 'more = 0 if self.downsample == "floor" else 1', "more = 1"),
     Fault("_scales.py", "sizes=tuple(size + 2 * margin", "sizes=tuple(size + margin"),
     Fault("_scales.py", "size - 1 - skipped - k", "size - skipped - k"),
     Fault("_scales.py", "jnp.where(where, begun, ", "jnp.where(~where, begun, "),
-    Fault("_means.py", "return places(x, first) < limit", "return places(x, first) <= limit"),
+    Fault("_means.py", "return places(shape, first) < limit", "return places(shape, first) <= limit"),
     Fault("_stencil/_layout.py", "lax.min(i * rows, total - rows)", "(i * rows)"),
     Fault("_stencil/_blocks.py", "if sizes:  # there may be NaN", "if False:  # there may be NaN"),
     Fault("_stencil/_term_means.py", "dx if pixels is None else selected(pixels, dx)", "dx"),
@@ -162,7 +162,7 @@ FAULTS = [
     Fault("_checks.py", "(each < least) | (each > sides)", "(each > sides)"),
     # Test sets.
     Fault("_canvases.py", "if saved.max() <= SAMPLES_TO_COMPILE:", "if True:"),
-    Fault("_canvases.py", "sizes[i] = pair.a, pair.b, pair.shape", "sizes[i] = pair.a, pair.b, pair.shape[::-1]"),
+    Fault("_canvases.py", "sizes = [pair.shape for", "sizes = [pair.shape[::-1] for"),
     Fault("_canvases.py", "np.swapaxes(x, 0, 1) if turn", "np.flip(x) if turn"),
     Fault("_evaluate.py", "values[i] for i in range(len(values))", "values[i] for i in values"),
     Fault("nnx.py", "return total, a_rest + b_rest + rest", "return total, a_rest + b_rest"),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_msssim._means import mean_of_map, places, reference_line, stacked, unstacked
+from jax_msssim._means import mean_of_map, places, reference_line, selected, stacked, unstacked
 from jax_msssim._scales import Scale, centred
 from jax_msssim._stencil._layout import Blocks, Layout, stage
 from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes
@@ -146,8 +146,8 @@ def _samples(layout: Layout, scale: Scale, i) -> tuple[jax.Array, jax.Array | No
 def _load(layout: Layout, images, centres, sizes, i):
     s, d = centred(*(layout.block(x, i) for x in images), *centres)
     if sizes:  # there may be NaN beyond an image
-        pixels, nothing = jnp.broadcast_to(layout.inside(sizes, s, i), s.shape), lax.full_like(s, 0)
-        s, d = lax.select(pixels, s, nothing), lax.select(pixels, d, nothing)
+        pixels = layout.inside(sizes, s, i)
+        s, d = selected(pixels, s), selected(pixels, d)
     return stacked(s, d)
 
 
@@ -203,7 +203,7 @@ def _weights(layout: Layout, like, counted, sizes, i):
     if layout.blocks is not None:
         (place, step), (_, rows, total) = layout.axes[0], layout.blocks
         before = lax.max(i * rows - (total - rows), 0) * step
-        marks.append(places(like, place) >= before.astype(np.int32))
+        marks.append(places(like.shape, place) >= before.astype(np.int32))
     return functools.reduce(lax.mul, [x.astype(like.dtype) for x in marks]) if marks else 1
 
 
@@ -225,12 +225,14 @@ def mean_of_columns(layout: Layout, rows: list[tuple[jax.Array, ...]]) -> list[j
     axis = columns[0][0].ndim - 2
     longest, lines, rest = max(x.shape[axis] for x, *_ in columns), [], []
     for x, *count in columns:
-        line, size = reference_line(x, axis), x.shape[axis]
-        above = x - line
+        size = x.shape[axis]
         if count and layout.window.spatial_ndim > 1:  # a signal has columns of all blocks
-            line = lax.slice_in_dim(x, 0, 1, axis=axis)
-            above = (places(x, axis).astype(x.dtype) < count[0][None]).astype(x.dtype) * (x - line)
-            line = line * (count[0][None] / size)
+            line, number = lax.slice_in_dim(x, 0, 1, axis=axis), count[0][None]
+            above = (places(x.shape, axis).astype(x.dtype) < number).astype(x.dtype) * (x - line)
+            line = line * (number / size)
+        else:
+            line = reference_line(x, axis)
+            above = x - line
         lines.append(line)
         margins = [(0, longest - size if i == axis else 0, 0) for i in range(x.ndim)]
         rest.append(lax.pad(above / size, lax.full((), 0, x.dtype), margins))

@@ -66,13 +66,13 @@ class Layout(NamedTuple):
         """The weighted sum over each window along an axis."""
         return weighted_sum(np.asarray(self.window.taps, x.dtype), self.shifted(x, axis))
 
-    def inside(self, sizes: Sequence[jax.Array], like: jax.Array, i: jax.Array | None, halo: int = 0) -> jax.Array:
+    def inside(self, sizes: Sequence[jax.Array], like: jax.Array, i: jax.Array, halo: int = 0) -> jax.Array:
         """Which samples of block ``i``, an array like this, belong to images of these sizes, or which windows do."""
         limits = [(size - halo) * step for size, (_, step) in zip(sizes, self.axes, strict=True)]
-        if i is not None and self.blocks is not None:
+        if self.blocks is not None:
             _, rows, total = self.blocks
             limits[0] = limits[0] - (lax.min(i * rows, total - rows) * self.axes[0][1]).astype(np.int32)
-        return below(like, [place for place, _ in self.axes], limits)
+        return below(like.shape, [place for place, _ in self.axes], limits)
 
     def block(self, x: jax.Array, i: jax.Array) -> jax.Array:
         """The pixels of block ``i``, with those its windows share with the next; all pixels if there are no blocks."""

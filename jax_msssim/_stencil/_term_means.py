@@ -13,15 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jax_msssim._means import mean_by_axis, or_one, spatial_axes, stacked, unstacked
-from jax_msssim._scales import Pair, Pyramid, Scale, centred, doubled, halved, inside, selected
-from jax_msssim._stencil._blocks import (
-    IMAGES,
-    averages,
-    differentiated,
-    mean_of_columns,
-    quantities,
-)
+from jax_msssim._means import mean_by_axis, or_one, selected, spatial_axes, stacked, unstacked
+from jax_msssim._scales import Pair, Pyramid, Scale, centred, doubled, halved, inside
+from jax_msssim._stencil._blocks import IMAGES, averages, differentiated, mean_of_columns, quantities
 from jax_msssim._stencil._layout import Layout, fold, stage
 from jax_msssim._stencil._platforms import Program, on_any_platform, per_platform
 from jax_msssim._terms import Constants
@@ -151,7 +145,7 @@ def _tangents(pyramid: Pyramid, dx: jax.Array, first: Scale) -> list[jax.Array]:
         images, share = halved([*scale.images], scale, mean)
         return tuple(images), share
 
-    pixels = inside(first.sizes, dx)
+    pixels = inside(first.sizes, dx.shape)
     dx = dx if pixels is None else selected(pixels, dx)
     return [scale.images[0] for scale in pyramid.scales(Scale((dx,), (), first.valid, first.sizes), halve)]
 
