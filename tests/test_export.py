@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from functions import FUNCTIONS, assert_same, function_of, pair, total
+from functions import KINDS, assert_same, function_of, pair, total
 from jax import export
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -35,7 +35,7 @@ ANY_SIZE = "height, width, 1", [(3, 4, 1), (30, 11, 1)]
         ("ssim", *ANY_SIZE, None),
         ("ssim", *ANY_SIZE, "matmul"),
         pytest.param("ssim", *ANY_NUMBER_OF_LARGE, None, marks=pytest.mark.slow),
-        *(pytest.param(name, *ANY_NUMBER, None, marks=pytest.mark.slow) for name in FUNCTIONS if name != "ssim"),
+        *(pytest.param(name, *ANY_NUMBER, None, marks=pytest.mark.slow) for name in KINDS if name != "ssim"),
         *(pytest.param("ms_ssim", *ANY_NUMBER, kind, marks=pytest.mark.slow) for kind in ("conv", "matmul")),
         pytest.param("ssim", *ANY_SIZE, "conv", marks=pytest.mark.slow),
     ],
