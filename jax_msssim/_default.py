@@ -46,7 +46,7 @@ def _by_matrices(static: Static, first: Scale, constants: Constants) -> list[jax
     """What :func:`all_scales` returns. JAX differentiates the means of each scale."""
     (pyramid, wrt), results = static, []
     window = pyramid.window
-    centres = tuple(MATMUL.centre(x, first.counts, window.spatial_ndim) for x in first.images)
+    centres = tuple(MATMUL.centre(x.astype(first.dtype), first.counts, window.spatial_ndim) for x in first.images)
     # One for each channel, as their derivatives.
     constants = Constants(*(jnp.broadcast_to(c, centres[0].shape) for c in constants))
     scales = MATMUL.scales(pyramid, first._replace(centres=centres))

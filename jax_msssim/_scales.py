@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jax_msssim._means import below, or_one, places, selected, spatial_axes, stacked
@@ -25,9 +26,10 @@ Pair = tuple[jax.Array, ...]  # one of a and one of b, or of their sum and their
 class Scale(NamedTuple):
     """Two images at one scale, each ``[..., *spatial, C]``.
 
-    At the first scale they are ``a`` and ``b``, as the caller gave them and uncopied. At the others, and wherever
-    ``centred``, they are one array ``[2, ..., *spatial, C]``: ``s`` and ``d``, the sum and the difference of ``a`` and
-    ``b``, less those of ``centres``, a number for each image (or channel), so that an offset costs no digits.
+    At the first scale they are ``a`` and ``b``, as the caller gave them and uncopied, bytes as bytes. At the others,
+    and wherever ``centred``, they are one array ``[2, ..., *spatial, C]``: ``s`` and ``d``, the sum and the difference
+    of ``a`` and ``b``, less those of ``centres``, a number for each image (or channel), so that an offset costs no
+    digits.
 
     ``valid`` tells which pixels count (None: all); the others hold finite numbers without meaning. ``sizes`` are the
     sides of each image along each spatial axis, ``[..., 1, ..., 1]`` (none: those of the array). Beyond it lies
@@ -43,6 +45,11 @@ class Scale(NamedTuple):
     def centred(self) -> bool:
         """Whether the images are ``s`` and ``d``."""
         return not isinstance(self.images, tuple)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the arithmetic, that of the images unless they are integers."""
+        return self.centres[0].dtype
 
     @property
     def weights(self) -> jax.Array | None:
@@ -93,6 +100,7 @@ class Pyramid(NamedTuple):
 
 def centred(a: jax.Array, b: jax.Array, centre_a: jax.Array, centre_b: jax.Array) -> Pair:
     """The sum and the difference of two images, less those of a number for each."""
+    a, b = a.astype(centre_a.dtype), b.astype(centre_b.dtype)
     above_a, above_b, apart = a - centre_a, b - centre_b, centre_a - centre_b
     # Images of about one brightness are subtracted first, which is exact where they are nearly equal.
     alike = jnp.broadcast_to(abs(apart) <= abs(centre_a) / 2, a.shape)
@@ -234,6 +242,6 @@ def _mirrored(x, axis, margin, skipped, size=None):
     # Each image ends somewhere else: its last lines are found by comparisons, which keep a sharded batch in its place.
     out = jnp.concatenate([x, lax.slice_in_dim(x, 0, margin, axis=axis)], axis)
     for k in range(margin):
-        line = selected(places(x.shape, axis) == size - 1 - skipped - k, x).sum(axis, keepdims=True)
+        line = selected(places(x.shape, axis) == size - 1 - skipped - k, x).sum(axis, x.dtype, keepdims=True)
         out = jnp.where(places(out.shape, axis) == size + k, line, out)
     return jnp.concatenate([before, out], axis)

@@ -43,7 +43,7 @@ def single_resolution(options: Options, images: Images) -> tuple[jax.Array, Arra
 def _weights_of_pixels(first: Scale, taps: tuple[float, ...], spatial_ndim: int) -> Array:
     """What the windows around every pixel, cut off at the borders, weigh each pixel with in all."""
     image = first.images[0]
-    weights: Array = np.ones((1,) * image.ndim, image.dtype)
+    weights: Array = np.ones((1,) * image.ndim, first.dtype)
     for i, axis in enumerate(spatial_axes(image, spatial_ndim)):
         side = image.shape[axis]
         if first.sizes:
@@ -51,6 +51,6 @@ def _weights_of_pixels(first: Scale, taps: tuple[float, ...], spatial_ndim: int)
         else:  # constants
             pixel, size = np.expand_dims(np.arange(side), [k for k in range(image.ndim) if k != axis]), side
         centres = [pixel + offset for offset in range(-RADIUS, RADIUS + 1)]
-        has_window = [((at >= 0) & (at < size)).astype(image.dtype) for at in centres]
+        has_window = [((at >= 0) & (at < size)).astype(first.dtype) for at in centres]
         weights = weights * sum(tap * x for tap, x in zip(taps, has_window, strict=True))
     return weights

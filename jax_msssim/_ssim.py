@@ -161,10 +161,16 @@ def similarity_map(options: Options, images: Images) -> jax.Array:
         return similarity if counted is None else jnp.where(counted, similarity, jnp.nan)
 
 
+# Float32 holds each. They are converted where they are read, block by block: converting an image first takes four times
+# its memory and as long as the rest.
+SMALL_INTEGERS = ("uint8", "int8", "uint16", "int16")
+
+
 def first_scale(options: Options, images: Images) -> tuple[Scale, Constants]:
-    """The images in the type of the arithmetic, masked pixels filled with the mean of the others; C1 and C2."""
+    """The images, masked pixels filled with the mean of the others; C1 and C2."""
     spatial_ndim, where = options.window.spatial_ndim, images.where
-    a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
+    kept = SMALL_INTEGERS if where is None else ()
+    a, b = (x if x.dtype in kept else x.astype(options.dtype) for x in map(jnp.asarray, (images.a, images.b)))
     masks = () if where is None else (jnp.broadcast_to(jnp.asarray(where), a.shape),)
     a, b, *others = sharded_alike(a, b, *masks, *images.sides(spatial_ndim))
     where, sizes = (others[0] if masks else None), tuple(others[len(masks) :])
@@ -173,7 +179,7 @@ def first_scale(options: Options, images: Images) -> tuple[Scale, Constants]:
         counts = where = where if counts is None else jnp.logical_and(where, counts)
         a, b = (jnp.where(where, x, channel_means(x, where, spatial_ndim)) for x in (a, b))
     centre = IMPLEMENTATIONS[options.implementation].centre
-    centres = tuple(centre(x, counts, spatial_ndim) for x in (a, b))
+    centres = tuple(centre(x.astype(options.dtype), counts, spatial_ndim) for x in (a, b))
     max_val = images.max_val.reshape(*images.max_val.shape, *(1,) * (spatial_ndim + 1))
     # The constants keep 0/0 away, so they must not underflow themselves.
     c1, c2 = (jnp.maximum((k * max_val) ** 2, jnp.finfo(options.dtype).tiny) for k in (options.k1, options.k2))

@@ -166,6 +166,26 @@ def test_narrow_types_are_computed_in_float32(types, implementation):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
+@conv_is_slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same", "downsample": "zero"},
+        pytest.param({"padding": "reflect", "downsample": "edge_start", "sizes": [30, 31]}, marks=pytest.mark.slow),
+        pytest.param({"downsample": "floor", "where": np.arange(31).reshape(31, 1, 1) % 9 > 0}, marks=pytest.mark.slow),
+    ],
+    ids=lambda options: options["downsample"],
+)
+def test_bytes_beside_floats(options, implementation):
+    options = options | {"filter_size": 5, "power_factors": (0.4, 0.6), "max_val": 255}
+    options |= {"implementation": implementation}
+    grey, floats = photograph("camera")[100:131, 200:233], 255 * random_pair((31, 33, 1))[0].astype(np.float32)
+    by_floats = jax.value_and_grad(lambda a, b: ms_ssim(a, b, **options), 1)
+    got, expected = (by_floats(a, floats) for a in (grey, grey.astype(np.float32)))
+    # The same arithmetic; XLA may fuse it in another order.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), got, expected)
+
+
 def test_one_float64_image_makes_float64(implementation, x64):
     a, b = random_pair(HARD_SHAPE)
     got = ssim(a.astype(np.float32), b, implementation=implementation)

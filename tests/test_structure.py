@@ -14,8 +14,8 @@ TAPS = 11
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks, and stages of this kind, are the CPU's")
 
 
-def compiled(function, *shape):
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+def compiled(function, *shape, dtype="float32"):
+    image = jax.ShapeDtypeStruct(shape, dtype)
     return jax.jit(function).lower(image, image).compile()
 
 
@@ -78,19 +78,21 @@ FORWARD = 1 / 2 + 1 / 8 + 1 / 32 + 10 / 21 + 29 / 1080
 # 1/4 each; maps of one block 1/8 each, four moments and four that are summed or blurred, and a little more. If they do
 # not share it is half an image more.
 BACKWARD = 1 + 2 / 4 + 8.5 / 8
+TWO_SCALES = jax.value_and_grad(lambda a, b: ms_ssim(a, b, power_factors=(0.5, 0.5)).sum())
 
 
 @on_cpu
 @pytest.mark.parametrize(
-    ("function", "shape", "images"),
+    ("function", "shape", "dtype", "images"),
     [
-        (ms_ssim, (1, 1080, 1920, 3), FORWARD),
-        (jax.value_and_grad(lambda a, b: ms_ssim(a, b, power_factors=(0.5, 0.5)).sum()), (1, 512, 512, 3), BACKWARD),
+        (ms_ssim, (1, 1080, 1920, 3), "float32", FORWARD),
+        (ms_ssim, (1, 1080, 1920, 3), "uint8", FORWARD),  # converted whole they would be two images more
+        (TWO_SCALES, (1, 512, 512, 3), "float32", BACKWARD),
     ],
-    ids=["value", "gradient"],
+    ids=["value", "value of bytes", "gradient"],
 )
-def test_memory_of_large_images(function, shape, images):
-    program = compiled(function, *shape)
+def test_memory_of_large_images(function, shape, dtype, images):
+    program = compiled(function, *shape, dtype=dtype)
     assert program.memory_analysis().temp_size_in_bytes <= images * np.prod(shape) * 4
     assert re.search(r" while\(", program.as_text())
     # JAX takes what is the same in every block out of the loop: to be read from memory, block after block.

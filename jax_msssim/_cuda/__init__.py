@@ -54,7 +54,7 @@ def refusal(pyramid: Pyramid, first: Scale) -> str | None:
         return "takes no mask (where)"
     if first.sizes:
         return "takes no sizes"
-    if image.dtype != "float32":
+    if first.dtype != "float32":
         return f"computes in float32, got {image.dtype} images"
     if not all(isinstance(size, int) and size > 0 for size in image.shape):
         return f"takes images of known shape that are not empty, got {image.shape}"

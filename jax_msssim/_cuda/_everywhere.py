@@ -22,9 +22,10 @@ def with_kernel(platform: str, static: Static, first: Scale, constants: Constant
     """What :func:`all_scales` gives, of unmasked images."""
     if platform != "cuda" or not set(static[1]) <= set(IMAGES):
         return all_scales(platform, static, first, constants)
-    batch = first.images[0].shape[:-3]  # an axis of the others may have size 1
+    images = [x.astype(first.dtype) for x in first.images]
+    batch = images[0].shape[:-3]  # an axis of the others may have size 1
     numbers = [jnp.broadcast_to(x, (*batch, 1, 1, 1)) for x in (*constants, *first.centres)]
-    return _on_mesh(jax.jit(functools.partial(_all_scales, static)), *first.images, *numbers)
+    return _on_mesh(jax.jit(functools.partial(_all_scales, static)), *images, *numbers)
 
 
 @functools.cache

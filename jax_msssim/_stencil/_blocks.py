@@ -56,7 +56,7 @@ def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constant
       Means over the rows of each block, ``[blocks, quantities, ..., columns * channels]``, in which positions that do
       not count are 0; and the derivatives of sums over all positions, by the names of term and image.
     """
-    like, (place, step) = scale.images[0], layout.axes[0]
+    like, (place, step) = jax.ShapeDtypeStruct(scale.images[0].shape, scale.dtype), layout.axes[0]
     blocks = _blocks(layout, like.shape)
     layout = layout._replace(blocks=blocks)
     if blocks is None:

@@ -68,7 +68,7 @@ def _outline(_, static: Static, first: Scale, constants: Constants):
     """Arrays like those of :func:`all_scales`."""
     (pyramid, wrt), results = static, []
     for terms, scale in zip(pyramid.terms, scales_of(None, pyramid, first)[1], strict=True):
-        image = scale.images[0]
+        image = scale.images[0].astype(scale.dtype)
         number = image[(..., *(0,) * pyramid.window.spatial_ndim, slice(None))]
         results += [number] * len(terms)
         results += [image if name in IMAGES else number for _, name in differentiated(terms, wrt)]
@@ -112,7 +112,7 @@ def _windows(layout: Layout, scale: Scale) -> list[jax.Array]:
     if scale.valid is not None:
         return []
     batch = scale.centres[0].shape[: -len(layout.axes)]
-    numbers = ((size - layout.window.halo).astype(scale.images[0].dtype) for size in scale.sizes)
+    numbers = ((size - layout.window.halo).astype(scale.dtype) for size in scale.sizes)
     return [lax.max(x, lax.full_like(x, 0)).reshape(*batch, 1, 1) for x in numbers]
 
 
