@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_msssim._means import mean_of_map, places, reference_line, selected, stacked, unstacked
+from jax_msssim._means import mean_of_map, places, reference_line, selected, stacked
 from jax_msssim._scales import Scale, centred
 from jax_msssim._stencil._layout import Blocks, Layout, stage
 from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes
@@ -63,37 +63,33 @@ def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constant
         rows, gradients = _block(layout, terms, wrt, scale, constants, None)
         return [lax.expand_dims(x, (0,)) for x in rows], gradients
 
-    def add(i, wholes):
-        rows, gradients = _block(layout, terms, wrt, scale, constants, i)
-        wholes = dict(wholes)
-        for name, whole in wholes.items():
-            part, start = layout.block(whole, i) + gradients[name], i * blocks.rows * step
-            wholes[name] = lax.dynamic_update_slice_in_dim(whole, part, start, place, allow_negative_indices=False)
-        return wholes, rows
-
-    def add_if_any(carry, _):
-        i, wholes = carry
-        if scale.sizes and on_one_device.get():  # beyond all images there is nothing to add
-            any_left = scale.sizes[0].max() - layout.window.halo > (i * blocks.rows).astype(np.int32)
-            no_rows = _no_rows(layout, blocks, like, quantities(terms, wrt, scale.valid is not None))
-            wholes, rows = lax.cond(any_left, add, lambda _, wholes: (wholes, no_rows), i, wholes)
-        else:
-            wholes, rows = add(i, wholes)
-        return (i + 1, wholes), rows
+    def add(i, carry):
+        (rows, wholes), i = carry, lax.convert_element_type(i, np.int32)  # of 64 bits under x64
+        new, gradients = _block(layout, terms, wrt, scale, constants, i)
+        put = functools.partial(lax.dynamic_update_slice_in_dim, allow_negative_indices=False)
+        rows = [put(whole, x[None], i, 0) for whole, x in zip(rows, new, strict=True)]
+        start = i * blocks.rows * step
+        wholes = {name: put(x, layout.block(x, i) + gradients[name], start, place) for name, x in wholes.items()}
+        return rows, wholes
 
     # Zeros, but not before ``after`` is there: by then the memory of the coarser images is free.
-    zeros = jnp.broadcast_to((after > 1e30).astype(like.dtype), like.shape)
-    wholes = {pair: zeros for pair in differentiated(terms, wrt) if pair[1] in IMAGES}
-    (_, gradients), rows = lax.scan(add_if_any, (jnp.zeros((), int), wholes), length=blocks.number)
-    return rows, gradients
+    zero = (after > 1e30).astype(like.dtype)
+    wholes = {pair: jnp.broadcast_to(zero, like.shape) for pair in differentiated(terms, wrt) if pair[1] in IMAGES}
+    zero = zero.reshape(*zero.shape[: -len(layout.axes)], 1)
+    shapes = _rows(layout, blocks, like.shape, quantities(terms, wrt, scale.valid is not None))
+    rows = [jnp.broadcast_to(zero, shape) for shape in shapes]
+    number = blocks.number
+    if scale.sizes and on_one_device.get():  # beyond all images there is nothing to add
+        number = lax.div(scale.sizes[0].max() - layout.window.halo + (blocks.rows - 1), np.int32(blocks.rows))
+    return lax.fori_loop(0, number, add, (rows, wholes))
 
 
-def _no_rows(layout: Layout, blocks: Blocks, like, wanted: tuple[list[Term], list[Quantity]]) -> list[jax.Array]:
-    """What a block without any position comes to."""
+def _rows(layout: Layout, blocks: Blocks, shape, wanted: tuple[list[Term], list[Quantity]]) -> list[tuple[int, ...]]:
+    """The shapes of the means over the rows of each block."""
     (with_gradient, rest), step = wanted, layout.channels
-    width = blocks.rows * step if len(layout.axes) == 1 else like.shape[-1] - layout.window.halo * step
+    width = blocks.rows * step if len(layout.axes) == 1 else shape[-1] - layout.window.halo * step
     lengths = [1] * len(with_gradient) + [len(rest)] * bool(rest)
-    return [jnp.zeros((n, *like.shape[: -len(layout.axes)], width), like.dtype) for n in lengths]
+    return [(blocks.number, n, *shape[: -len(layout.axes)], width) for n in lengths]
 
 
 def _blocks(layout: Layout, shape) -> Blocks | None:
@@ -202,8 +198,8 @@ def _weights(layout: Layout, like, counted, sizes, i):
         marks.append(layout.inside(sizes, like, i, layout.window.halo))
     if layout.blocks is not None:
         (place, step), (_, rows, total) = layout.axes[0], layout.blocks
-        before = lax.max(i * rows - (total - rows), 0) * step
-        marks.append(places(like.shape, place) >= before.astype(np.int32))
+        before = lax.max(i * rows - (total - rows), np.int32(0)) * step
+        marks.append(places(like.shape, place) >= before)
     return functools.reduce(lax.mul, [x.astype(like.dtype) for x in marks]) if marks else 1
 
 
@@ -216,8 +212,8 @@ def _mean_of_rows(layout: Layout, maps, count: int) -> jax.Array:
 
 
 @stage()
-def mean_of_columns(layout: Layout, rows: list[tuple[jax.Array, ...]]) -> list[jax.Array]:
-    """The means over blocks and over the last spatial axis, each ``[..., C]``: of all scales in one loop.
+def mean_of_columns(layout: Layout, rows: list[tuple[jax.Array, ...]]) -> jax.Array:
+    """The means over blocks and over the last spatial axis, a stack of ``[..., C]``: of all scales in one loop.
 
     Beside each may stand how many columns belong to an image, ``[..., 1, 1]``. The others are 0.
     """
@@ -236,4 +232,4 @@ def mean_of_columns(layout: Layout, rows: list[tuple[jax.Array, ...]]) -> list[j
         lines.append(line)
         margins = [(0, longest - size if i == axis else 0, 0) for i in range(x.ndim)]
         rest.append(lax.pad(above / size, lax.full((), 0, x.dtype), margins))
-    return unstacked(lax.squeeze(lax.concatenate(lines, 0), (axis,)) + lax.concatenate(rest, 0).sum(axis))
+    return lax.squeeze(lax.concatenate(lines, 0), (axis,)) + lax.concatenate(rest, 0).sum(axis)

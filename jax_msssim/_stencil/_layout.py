@@ -71,7 +71,7 @@ class Layout(NamedTuple):
         limits = [(size - halo) * step for size, (_, step) in zip(sizes, self.axes, strict=True)]
         if self.blocks is not None:
             _, rows, total = self.blocks
-            limits[0] = limits[0] - (lax.min(i * rows, total - rows) * self.axes[0][1]).astype(np.int32)
+            limits[0] = limits[0] - lax.min(i * rows, np.int32(total - rows)) * self.axes[0][1]
         return below(like.shape, [place for place, _ in self.axes], limits)
 
     def block(self, x: jax.Array, i: jax.Array) -> jax.Array:

@@ -86,7 +86,7 @@ def all_scales(platform: str, static: Static, first: Scale, constants: Constants
         after = rows[0][0, 0, ..., :1].reshape(after.shape)
     windows = [_windows(layout, scale) for scale in scales]
     rows = [(x, *along[-1:]) for (each, _), along in zip(found, windows, strict=True) for x in each]
-    means, results = iter(mean_of_columns(layout, rows)), []
+    means, results = iter(unstacked(mean_of_columns(layout, rows))), []
     for terms, scale, along, (_, gradients) in zip(pyramid.terms, scales, windows, found, strict=True):
         with_gradient, rest = quantities(terms, wrt, scale.valid is not None)
         mean = {quantity: next(means) for quantity in (*with_gradient, *rest)}
