@@ -166,7 +166,7 @@ def prepare(
         check_where(where, a.shape, paddings, downsample, scales)
     sides = [_check_size(names, a.shape[-spatial_ndim - 1 :], mode, len(taps), scales, downsample) for mode in paddings]
     batch = a.shape[: -spatial_ndim - 1]
-    warn_of_images(names, (a, b), max_val is not None, spatial_ndim)
+    warn_of_images(names, (a, b), where, max_val is not None, spatial_ndim)
     if sizes is not None:
         sizes = check_sizes(sizes, batch, a.shape[-spatial_ndim - 1 : -1], max(sides))
     dtype = "float64" if jnp.float64 in (_dtype(a), _dtype(b)) else "float32"

@@ -1,12 +1,15 @@
 """Warnings of images that are likely not what they are taken for."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parent) + os.sep
 SAMPLES = 8  # along each axis: bytes as floats hold hardly so many below 3
 MANY_CHANNELS = 16
 
@@ -31,10 +34,12 @@ class ImageWarning(UserWarning):
     """
 
 
-def warn_of_images(names: tuple[str, str], images: tuple, range_given: bool, spatial_ndim: int) -> None:
+def warn_of_images(names: tuple[str, str], images: tuple, where, range_given: bool, spatial_ndim: int) -> None:
     """Warns of a NumPy array that looks like bytes in floats, channels-first, or without a channel axis."""
+    if any(isinstance(x, Tracer) for x in images):
+        return
     for name, x in zip(names, images, strict=True):
-        if message := isinstance(x, np.ndarray) and _suspicion(name, x, range_given, spatial_ndim):
+        if message := isinstance(x, np.ndarray) and _suspicion(name, x, where, range_given, spatial_ndim):
             level, frame = 1, sys._getframe()
             while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
                 level, frame = level + 1, frame.f_back
@@ -42,17 +47,21 @@ def warn_of_images(names: tuple[str, str], images: tuple, range_given: bool, spa
             return
 
 
-def _suspicion(name: str, x: np.ndarray, range_given: bool, spatial_ndim: int) -> str | None:
+def _suspicion(name: str, x: np.ndarray, where, range_given: bool, spatial_ndim: int) -> str | None:
     *_, rows, columns, channels = (1, *x.shape)
-    if spatial_ndim == 2 and channels > MANY_CHANNELS < columns and (rows <= 4 or x.ndim == 3):
+    # Of grey images [N, H, W] the last two axes are more alike than the first two, of images of many bands less.
+    grey = x.ndim == 3 and min(columns, channels) * max(rows, columns) >= min(rows, columns) * max(columns, channels)
+    if spatial_ndim == 2 and channels > MANY_CHANNELS < columns and (rows <= 4 or grey):
         return (
             f"{name} of shape {list(x.shape)} is taken for an image of {channels} channels, the last axis. Grey images "
             f"need a channel axis, {name}[..., None]; channels-first ones jnp.moveaxis({name}, -3, -1)."
         )
-    if range_given or not np.issubdtype(x.dtype, np.floating):
+    known = where is None or isinstance(where, np.ndarray)  # which pixels are masked: they may hold anything
+    if range_given or not known or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
-    some = x[tuple(slice(None, None, max(1, -(-side // SAMPLES))) for side in x.shape)]
-    largest = some.max(initial=0, where=np.isfinite(some))  # masked pixels may hold anything
+    valid = np.broadcast_to(True if where is None else where, x.shape)
+    some = tuple(slice(None, None, max(1, -(-side // SAMPLES))) for side in x.shape)
+    largest = float(x[some].max(initial=0, where=valid[some] & np.isfinite(x[some])))
     if largest <= 2:
         return None
     return (

@@ -27,6 +27,17 @@ def implementation(request):
     return request.param
 
 
+# Whose slow tests compile as users do: they are about roundings, or about what XLA makes of a program.
+OPTIMISED = {"test_definition.py", "test_numerics.py", "test_stress.py", "test_structure.py", "test_gpu_programs.py"}
+
+
+@pytest.fixture(autouse=True)
+def quick_to_compile(request):
+    """LLVM's optimisations take half the time of a slow test; the quick ones, which cover every function, keep them."""
+    slow = request.node.get_closest_marker("slow") and request.path.name not in OPTIMISED
+    jax.config.update("jax_disable_most_optimizations", bool(slow))
+
+
 @pytest.fixture
 def x64():
     with enable_x64(True):

@@ -314,6 +314,8 @@ BYTES = np.full((16, 17, 3), 200, np.float32)
         (BYTES, {}, "a has pixels up to 200 but max_val"),
         (np.zeros((64, 32, 32), np.float32), {}, r"a of shape \[64, 32, 32\] is taken for an image of 32 channels"),
         (np.zeros((2, 3, 32, 40), np.float32), {"padding": "same"}, "is taken for an image of 40 channels"),
+        (BYTES.astype(jnp.bfloat16), {}, "a has pixels up to 200 but max_val"),
+        (BYTES, {"where": BYTES[..., :1] > 0}, "a has pixels up to 200 but max_val"),
     ],
 )
 def test_warnings(image, options, message):
@@ -334,8 +336,11 @@ def test_warnings(image, options, message):
         (BYTES * np.inf, {}),
         (jnp.asarray(BYTES), {}),
         (np.zeros((2, 32, 32, 20), np.float32), {}),
+        (np.zeros((40, 40, 31), np.float32), {}),  # many bands
+        (BYTES, {"where": BYTES[..., :1] < 0}),  # what a masked pixel holds has no meaning
+        (BYTES, {"where": jnp.asarray(BYTES[..., :1] < 0)}),
     ],
 )
 def test_no_warning(image, options):
     ssim(image, image, **options)
-    jax.jit(lambda x: ssim(x, x, **options))(BYTES)
+    jax.jit(lambda x: ssim(x, BYTES))(BYTES)  # nor of a constant while a program is traced
