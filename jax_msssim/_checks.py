@@ -141,12 +141,13 @@ def _check_sharding(name: str, x, spatial_ndim: int) -> None:
     """On an explicit mesh JAX moves no data by itself; the types of an automatic one know of no sharding."""
     kind = jax.typeof(x)
     batch = x.ndim - spatial_ndim - 1
-    for axis, over in zip(AXES[spatial_ndim].split(", "), kind.sharding.spec[batch:], strict=True):
+    first, *others = AXES[spatial_ndim].split(", ")
+    for axis, over in zip(others, kind.sharding.spec[batch + 1 :], strict=True):
         if over is not None:
-            kept = ", ".join(map(repr, kind.sharding.spec[:batch]))
+            kept, instead = (", ".join(map(repr, (*kind.sharding.spec[:batch], *cut))) for cut in ((), (over,)))
             raise ValueError(
-                f"{name}, {kind}, is sharded along {axis}: on an explicit mesh only the batch can be. "
-                f"Pass jax.sharding.reshard(x, jax.P({kept}))."
+                f"{name}, {kind}, is sharded along {axis}: on an explicit mesh only the batch and {first} can be. "
+                f"Pass jax.sharding.reshard(x, jax.P({kept})), or cut along {first} by jax.P({instead})."
             )
 
 
