@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 Array = jax.Array | np.ndarray
 
@@ -114,6 +115,22 @@ def own(x: Array) -> Array:
     copy = memory[start : start + x.size * dtype.itemsize].view(dtype).reshape(x.shape)
     copy[...] = x
     return copy
+
+
+def placed(x: Array, image: Any) -> Array:
+    """A few NumPy numbers, on the devices of an image: ``jax.transfer_guard`` wants that said. Kept for next time."""
+    if not isinstance(x, np.ndarray) or not isinstance(image, jax.Array) or isinstance(image, Tracer):
+        return x
+    return _placed(x.tobytes(), x.dtype, x.shape, image.sharding, image.committed)
+
+
+@functools.lru_cache
+def _placed(numbers: bytes, dtype, shape, sharding, committed: bool) -> jax.Array:
+    x = np.frombuffer(numbers, dtype).reshape(shape)
+    if isinstance(sharding, NamedSharding):  # whole on each device; no process asks another whether it has the same
+        return jax.make_array_from_callback(shape, NamedSharding(sharding.mesh, PartitionSpec()), lambda part: x[part])
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(x, sharding if committed else None)
 
 
 def check_images(names, a, b, spatial_ndim) -> None:

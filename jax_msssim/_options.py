@@ -25,6 +25,7 @@ from jax_msssim._checks import (
     check_where,
     over_batch,
     own,
+    placed,
 )
 from jax_msssim._scales import Downsample, Padding, smallest_side
 from jax_msssim._shards import check_shards, first_line, shards, where_they_lie
@@ -218,9 +219,14 @@ def prepare_ms_ssim(
     return MSSSIMOptions(local, scales, downsample, luminance, negative, channel_mean), images, weights
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluate(function: Callable[..., Any], options: Any, images: Images, *numbers: Array) -> Any:
     """``function(options, images, *numbers)``, compiled; every array it returns begins with the batch axes."""
+    images = images._replace(max_val=placed(images.max_val, images.a))
+    return _evaluate(function, options, images, *(placed(x, images.a) for x in numbers))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(function: Callable[..., Any], options: Any, images: Images, *numbers: Array) -> Any:
     result = where_they_lie(functools.partial(function, options), images, *numbers)
     chex.assert_tree_shape_prefix(result, images.batch)
     return result
