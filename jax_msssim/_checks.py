@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 Array = jax.Array | np.ndarray
 
@@ -116,6 +117,22 @@ def own(x: Array) -> Array:
     return copy
 
 
+def placed(x: Array, image: Any) -> Array:
+    """A few NumPy numbers, on the devices of an image: ``jax.transfer_guard`` wants that said. Kept for next time."""
+    if not isinstance(x, np.ndarray) or not isinstance(image, jax.Array) or isinstance(image, Tracer):
+        return x
+    return _placed(x.tobytes(), x.dtype, x.shape, image.sharding, image.committed)
+
+
+@functools.lru_cache
+def _placed(numbers: bytes, dtype, shape, sharding, committed: bool) -> jax.Array:
+    x = np.frombuffer(numbers, dtype).reshape(shape)
+    if isinstance(sharding, NamedSharding):  # whole on each device; no process asks another whether it has the same
+        return jax.make_array_from_callback(shape, NamedSharding(sharding.mesh, PartitionSpec()), lambda part: x[part])
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(x, sharding if committed else None)
+
+
 def check_images(names, a, b, spatial_ndim) -> None:
     axes = AXES[spatial_ndim]
     for name, x in zip(names, (a, b), strict=True):
@@ -141,12 +158,13 @@ def _check_sharding(name: str, x, spatial_ndim: int) -> None:
     """On an explicit mesh JAX moves no data by itself; the types of an automatic one know of no sharding."""
     kind = jax.typeof(x)
     batch = x.ndim - spatial_ndim - 1
-    for axis, over in zip(AXES[spatial_ndim].split(", "), kind.sharding.spec[batch:], strict=True):
+    first, *others = AXES[spatial_ndim].split(", ")
+    for axis, over in zip(others, kind.sharding.spec[batch + 1 :], strict=True):
         if over is not None:
-            kept = ", ".join(map(repr, kind.sharding.spec[:batch]))
+            kept, instead = (", ".join(map(repr, (*kind.sharding.spec[:batch], *cut))) for cut in ((), (over,)))
             raise ValueError(
-                f"{name}, {kind}, is sharded along {axis}: on an explicit mesh only the batch can be. "
-                f"Pass jax.sharding.reshard(x, jax.P({kept}))."
+                f"{name}, {kind}, is sharded along {axis}: on an explicit mesh only the batch and {first} can be. "
+                f"Pass jax.sharding.reshard(x, jax.P({kept})), or cut along {first} by jax.P({instead})."
             )
 
 

@@ -13,6 +13,7 @@ from jax_msssim._cuda import like, refusal, with_kernel
 from jax_msssim._linear import Matmul
 from jax_msssim._means import spatial_axes
 from jax_msssim._scales import Pyramid, Scale
+from jax_msssim._shards import shards
 from jax_msssim._stencil import Stencil
 from jax_msssim._stencil._blocks import differentiated
 from jax_msssim._stencil._platforms import Program
@@ -46,7 +47,7 @@ def _by_matrices(static: Static, first: Scale, constants: Constants) -> list[jax
     """What :func:`all_scales` returns. JAX differentiates the means of each scale."""
     (pyramid, wrt), results = static, []
     window = pyramid.window
-    centres = tuple(MATMUL.centre(x.astype(first.dtype), first.counts, window.spatial_ndim) for x in first.images)
+    centres = tuple(MATMUL.centre(x.astype(first.dtype), first.counts, window) for x in first.images)
     # One for each channel, as their derivatives.
     constants = Constants(*(jnp.broadcast_to(c, centres[0].shape) for c in constants))
     scales = MATMUL.scales(pyramid, first._replace(centres=centres))
@@ -65,6 +66,6 @@ def _gradients(term: Term, scale: Scale, constants: Constants, window: Window) -
 
     value, pullback = jax.vjp(mean, (*scale.images,), constants)
     (s, d), numbers = pullback(jnp.ones_like(value))
-    pixels = math.prod(s.shape[axis] for axis in spatial_axes(s, window.spatial_ndim))
+    pixels = math.prod(s.shape[axis] for axis in spatial_axes(s, window.spatial_ndim)) * shards(window.cut_over)
     c1, c2 = (x.reshape(value.shape) for x in numbers)
     return {"a": pixels * (s + d), "b": pixels * (s - d), "c1": c1, "c2": c2}

@@ -17,8 +17,10 @@ class Implementation(ABC):
     """
 
     @abstractmethod
-    def centre(self, image: jax.Array, counts: jax.Array | None, spatial_ndim: int) -> jax.Array:
+    def centre(self, image: jax.Array, counts: jax.Array | None, window: Window) -> jax.Array:
         """A number near the pixels of each image to measure them from, ``[..., 1, 1, 1 or C]``, without derivative.
+
+        All shards of an image have the same.
 
         ``counts`` tells which pixels count (None: all); of the others the first may be read.
         """

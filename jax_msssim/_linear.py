@@ -42,8 +42,8 @@ class Linear(Implementation):
         del window
         return scale, constants, None
 
-    def centre(self, image: jax.Array, counts: jax.Array | None, spatial_ndim: int) -> jax.Array:
-        return channel_means(image, counts, spatial_ndim)
+    def centre(self, image: jax.Array, counts: jax.Array | None, window: Window) -> jax.Array:
+        return channel_means(image, counts, window.spatial_ndim, window.cut_over)
 
     def term_map(self, term: Term, scale: Scale, constants: Constants, window: Window) -> jax.Array:
         return value_of(term, *self._moments(_centred(scale), window), constants)
@@ -77,11 +77,11 @@ class Linear(Implementation):
         maps = [value_of(term, *moments, constants) for term in terms]
         axes = spatial_axes(maps[0], window.spatial_ndim)
         if weights is None:
-            return tuple(mean_positions(x, counted, axes) for x in maps)
+            return tuple(mean_positions(x, counted, axes, window.cut_over) for x in maps)
         if counted is None and not sized:
             return tuple(_mean_of_tiles(x, weights, range(batch, axes.start), axes) for x in maps)
         counted = weights > 0 if counted is None else counted & (weights > 0)
-        return tuple(mean_positions(x, counted, range(batch, axes.stop)) for x in maps)
+        return tuple(mean_positions(x, counted, range(batch, axes.stop), window.cut_over) for x in maps)
 
     def _moments(self, scale: Scale, window: Window) -> tuple[Means, Variances]:
         mass = None if scale.weights is None else or_one(self.blur(scale.weights, window))

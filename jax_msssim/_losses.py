@@ -306,7 +306,7 @@ def l1_and_single_resolution(options: Options, images: Images, alpha: jax.Array)
 def mean_l1(options: Options, images: Images, weights: Array | None = None) -> jax.Array:
     """The mean of ``|a - b| / max_val`` over the valid pixels and the channels of each image."""
     a, b = (jnp.asarray(x).astype(options.dtype) for x in (images.a, images.b))
-    valid = inside(images.sides(options.window.spatial_ndim), a.shape)
+    valid = inside(images.sides(options.window), a.shape)
     if images.where is not None:
         valid = jnp.asarray(images.where) if valid is None else jnp.logical_and(valid, jnp.asarray(images.where))
     if valid is not None:
@@ -314,5 +314,5 @@ def mean_l1(options: Options, images: Images, weights: Array | None = None) -> j
     difference = jnp.abs(a - b)
     if weights is not None:
         difference *= weights
-    mean = mean_positions(difference, valid, range(len(images.batch), a.ndim))
+    mean = mean_positions(difference, valid, range(len(images.batch), a.ndim), options.window.cut_over)
     return mean / images.max_val

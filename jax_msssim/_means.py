@@ -52,13 +52,16 @@ def or_one(x: jax.Array) -> jax.Array:
     return lax.select(x > 0, x, lax.full_like(x, 1))
 
 
-def mean_positions(x: jax.Array, counted: jax.Array | None, axes: range) -> jax.Array:
-    """The mean over some axes, of the positions that count; NaN where none does."""
+def mean_positions(x: jax.Array, counted: jax.Array | None, axes: range, cut_over: tuple[str, ...] = ()) -> jax.Array:
+    """The mean over some axes and all shards, of the positions that count; NaN where none does."""
     if counted is None:
         return mean_of_map(x, axes)
     weights = jnp.broadcast_to(counted, x.shape).astype(x.dtype)
     for _ in axes:
         x, weights = weighted_mean(x, weights, axes.start)
+    if cut_over:
+        x, weights = lax.pmean((weights * x, weights), cut_over)
+        x = x / or_one(weights)
     return jnp.where(weights > 0, x, jnp.nan)
 
 
@@ -110,7 +113,9 @@ def reference_line(x: jax.Array, axis: int) -> jax.Array:
     return lax.stop_gradient(lax.min(middle, last))
 
 
-def channel_means(x: jax.Array, where: jax.Array | None, spatial_ndim: int) -> jax.Array:
+def channel_means(
+    x: jax.Array, where: jax.Array | None, spatial_ndim: int, cut_over: tuple[str, ...] = ()
+) -> jax.Array:
     """The mean of each channel over the valid pixels, with spatial axes of size 1: a number to measure others from."""
     axes = spatial_axes(x, spatial_ndim)
     if where is None:
@@ -120,6 +125,7 @@ def channel_means(x: jax.Array, where: jax.Array | None, spatial_ndim: int) -> j
         x, count = jnp.where(where, x, 0), where.astype(x.dtype)
         for axis in axes:
             x, count = x.sum(axis, keepdims=True), count.sum(axis, keepdims=True)
+        x, count = lax.psum((x, count), cut_over) if cut_over else (x, count)
         x = x / jnp.maximum(count, 1)
     # Any number near the mean serves, but it must be the same everywhere. XLA may compute the mean's last product again
     # where it is used, unrounded (FMA). So it is rounded once more, by a bit.

@@ -25,8 +25,10 @@ from jax_msssim._checks import (
     check_where,
     over_batch,
     own,
+    placed,
 )
 from jax_msssim._scales import Downsample, Padding, smallest_side
+from jax_msssim._shards import check_shards, first_line, shards, where_they_lie
 from jax_msssim._signatures import takes
 from jax_msssim._warnings import warn_of_images
 from jax_msssim._windows import Window, resolve_window
@@ -80,12 +82,19 @@ class Images(NamedTuple):
         """The batch axes: ``max_val`` has one of each, if only of size 1."""
         return self.a.shape[: self.max_val.ndim]
 
-    def sides(self, spatial_ndim: int) -> list[jax.Array]:
-        """The true length of each image along each spatial axis, ``[..., 1, ..., 1]``; none: that of the array."""
-        if self.sizes is None:
+    def sides(self, window: Window) -> list[jax.Array]:
+        """The true length of each image along each spatial axis, ``[..., 1, ..., 1]``; none: that of the array.
+
+        Of a shard it is how far the image reaches from there on.
+        """
+        ndim, (lines, *others) = window.spatial_ndim, self.a.shape[len(self.batch) : -1]
+        if self.sizes is None and not window.cut_over:
             return []
-        sizes = jnp.broadcast_to(jnp.asarray(self.sizes), (*self.batch, spatial_ndim))
-        return [sizes[..., axis].reshape(*self.batch, *(1,) * (spatial_ndim + 1)) for axis in range(spatial_ndim)]
+        whole = [lines * shards(window.cut_over), *others]
+        sizes = jnp.asarray(np.array(whole, np.int32) if self.sizes is None else self.sizes)
+        sizes = jnp.broadcast_to(sizes, (*self.batch, ndim))
+        first, *others = (sizes[..., axis].reshape(*self.batch, *(1,) * (ndim + 1)) for axis in range(ndim))
+        return [first - first_line(window.cut_over, lines), *others]
 
 
 class LocalOptions(TypedDict, total=False):
@@ -152,7 +161,6 @@ def prepare(
     check_option("spatial_ndim", spatial_ndim, SpatialNdim)
     check_option("implementation", implementation, Literal[None, ImplementationName])
     taps = resolve_window(window, filter_size, filter_sigma)
-    statistics = Window(taps, spatial_ndim, _coverage(min_coverage))
     k1, k2 = check_positive("k1", k1), check_positive("k2", k2)
     # Variances times a number are variances over a smaller C2.
     k2 /= math.sqrt(_covariance_scale(covariance, len(taps) ** spatial_ndim))
@@ -161,6 +169,7 @@ def prepare(
         check_option("padding", mode, Padding)
     a, b = (as_array(name, x, f"where=~np.ma.getmaskarray({name})") for name, x in zip(names, (a, b), strict=True))
     check_images(names, a, b, spatial_ndim)
+    statistics = Window(taps, spatial_ndim, _coverage(min_coverage), check_shards(names, a, b, spatial_ndim, scales))
     if where is not None:
         where = as_array("where", where, "where=where.filled(False)")
         check_where(where, a.shape, paddings, downsample, scales)
@@ -210,10 +219,15 @@ def prepare_ms_ssim(
     return MSSSIMOptions(local, scales, downsample, luminance, negative, channel_mean), images, weights
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluate(function: Callable[..., Any], options: Any, images: Images, *numbers: Array) -> Any:
     """``function(options, images, *numbers)``, compiled; every array it returns begins with the batch axes."""
-    result = function(options, images, *numbers)
+    images = images._replace(max_val=placed(images.max_val, images.a))
+    return _evaluate(function, options, images, *(placed(x, images.a) for x in numbers))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(function: Callable[..., Any], options: Any, images: Images, *numbers: Array) -> Any:
+    result = where_they_lie(functools.partial(function, options), images, *numbers)
     chex.assert_tree_shape_prefix(result, images.batch)
     return result
 

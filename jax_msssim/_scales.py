@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from jax_msssim._means import below, or_one, places, selected, spatial_axes, stacked
+from jax_msssim._shards import CutOver, finest, mirrored, with_neighbours
 from jax_msssim._terms import Term
 from jax_msssim._windows import Window
 
@@ -87,7 +88,7 @@ class Pyramid(NamedTuple):
         """Each half the one before, padded. ``halve`` gives the 2x2 means and the share of valid pixels in each."""
         scales = [first]
         for _ in self.terms[1:]:
-            even = _evened(scales[-1], self.downsample, self.window.spatial_ndim)
+            even = _evened(scales[-1], self.downsample, self.window)
             images, share = halve(even)
             valid = None if share is None else share == 1 if self.downsample == "floor" else share > 0
             more = 0 if self.downsample == "floor" else 1
@@ -133,9 +134,10 @@ def doubled(x: jax.Array, sizes: Sequence[jax.Array]) -> jax.Array:
 
 def padded(scale: Scale, padding: Padding, window: Window) -> Scale:
     """The scale with a margin around it, so that every pixel is the centre of a window."""
-    if padding == "valid":
+    if padding == "valid" and not window.cut_over:
         return scale
-    margin = len(window.taps) // 2
+    margin = len(window.taps) // 2 if padding != "valid" else 0
+    skipped = 1 if padding == "reflect" else 0
 
     def with_margin(x, black):
         axes = spatial_axes(x, window.spatial_ndim)
@@ -143,11 +145,16 @@ def padded(scale: Scale, padding: Padding, window: Window) -> Scale:
         if padding == "same":
             pixels = inside(sizes, x.shape)
             x = x if pixels is None else jnp.where(pixels, x, black)
-            for axis in axes:
-                x = _surrounded(x, axis, margin, margin, black)
-            return x
         for axis, size in zip(axes, sizes or [None] * len(axes), strict=True):
-            x = _mirrored(x, axis, margin, 1 if padding == "reflect" else 0, size)
+            over = window.cut_over if axis == axes.start else ()
+            if over and padding in ("valid", "same"):
+                x = with_neighbours(over, x, axis, margin, window.halo - margin, black)
+            elif over:
+                x = mirrored(over, x, axis, margin, skipped, size)
+            elif padding == "same":
+                x = _surrounded(x, axis, margin, margin, black)
+            elif padding != "valid":
+                x = _mirrored(x, axis, margin, skipped, size)
         return x
 
     return _mapped(scale, with_margin)._replace(sizes=tuple(size + 2 * margin for size in scale.sizes))
@@ -163,15 +170,11 @@ def sharded_alike(*arrays: jax.Array) -> list[jax.Array]:
 
     Else the partitioner gathers the others, at every scale.
     """
-    shardings = [jax.typeof(x).sharding for x in arrays]
-    finest = min(shardings, key=lambda sharding: tuple(sharding.spec).count(None))
-    return [
-        x if own.spec == finest.spec else jax.sharding.reshard(x, finest)
-        for x, own in zip(arrays, shardings, strict=True)
-    ]
+    sharding = finest(*arrays)
+    return [x if jax.typeof(x).sharding.spec == sharding.spec else jax.sharding.reshard(x, sharding) for x in arrays]
 
 
-def _evened(scale: Scale, rule: Downsample, spatial_ndim: int) -> Scale:
+def _evened(scale: Scale, rule: Downsample, window: Window) -> Scale:
     """The scale with an even number of pixels along each spatial axis, but where half a pair counts."""
 
     def odd(sides):
@@ -179,13 +182,14 @@ def _evened(scale: Scale, rule: Downsample, spatial_ndim: int) -> Scale:
         return [functools.reduce(operator.or_, each)] * len(each) if rule == "edge_start" else each
 
     def even(x, black):
-        axes = spatial_axes(x, spatial_ndim)
+        axes = spatial_axes(x, window.spatial_ndim)
         sides = [x.shape[axis] for axis in axes]
         for axis, side, more in zip(axes, sides, odd(_over_stack(scale.sizes, x) or sides), strict=True):
+            over = window.cut_over if axis == axes.start else ()
             if rule == "zero":  # a line of zeros at both ends, the second of which is left without a partner
-                x = _begun(x, axis, _line(x, axis, black), more)
+                x = _begun(x, axis, _line(x, axis, black), more, over)
             elif rule == "edge_start":  # the first line once more, on every axis if one is odd
-                x = _begun(x, axis, lax.slice_in_dim(x, 0, 1, axis=axis), more)
+                x = _begun(x, axis, lax.slice_in_dim(x, 0, 1, axis=axis), more, over)
             elif rule == "edge" and side % 2 == 1:  # the last line once more, or one that is beyond all images
                 last = lax.slice_in_dim(x, side - 1, side, axis=axis)
                 x = jnp.concatenate([x, jnp.zeros_like(last) if scale.sizes else last], axis)
@@ -200,11 +204,11 @@ def _evened(scale: Scale, rule: Downsample, spatial_ndim: int) -> Scale:
     return _mapped(scale, even)._replace(sizes=sizes)
 
 
-def _begun(x, axis, line, where: bool | jax.Array):
+def _begun(x, axis, line, where: bool | jax.Array, over: CutOver):
     """``x`` with a line before it, for all images or for some."""
     if where is False:
         return x
-    begun = jnp.concatenate([line, x], axis)
+    begun = with_neighbours(over, x, axis, 1, 0, line) if over else jnp.concatenate([line, x], axis)
     return begun if where is True else jnp.where(where, begun, jnp.concatenate([x, line], axis))
 
 

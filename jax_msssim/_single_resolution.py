@@ -11,8 +11,9 @@ from jax_msssim._checks import Array
 from jax_msssim._means import mean_positions, places, spatial_axes
 from jax_msssim._options import Images, Options
 from jax_msssim._scales import Scale, padded
+from jax_msssim._shards import first_line
 from jax_msssim._ssim import IMPLEMENTATIONS, first_scale
-from jax_msssim._windows import gaussian_window
+from jax_msssim._windows import Window, gaussian_window
 
 SIGMAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 RADIUS = 16  # of the widest window: two sigmas, as the paper and its code cut it
@@ -26,31 +27,31 @@ def single_resolution(options: Options, images: Images) -> tuple[jax.Array, Arra
     implementation, spatial_ndim = IMPLEMENTATIONS[options.implementation], options.window.spatial_ndim
     first, constants = first_scale(options, images)
     dissimilarity = jnp.zeros((), options.dtype)
-    taps, window, scale = (), options.window, first
+    window, scale = options.window, first
     for sigma in SIGMAS:
         radius = min(RADIUS, round(8 * sigma))  # beyond 8 sigmas a tap is below 1e-14
-        taps = tuple(gaussian_window(2 * radius + 1, sigma).tolist())
-        window = window._replace(taps=taps)
+        window = window._replace(taps=tuple(gaussian_window(2 * radius + 1, sigma).tolist()))
         scale = padded(first, "same", window)
         term = "similarity" if sigma == SIGMAS[-1] else "contrast_structure"
         one_more = implementation.term_map(term, scale, constants, window)
         dissimilarity = dissimilarity + one_more - dissimilarity * one_more  # 1 - (1 - x)(1 - y)
     axes = spatial_axes(dissimilarity, spatial_ndim)
-    mean = mean_positions(dissimilarity, implementation.counted(scale, window), axes)
-    return mean.mean(-1), _weights_of_pixels(first, taps, spatial_ndim)
+    mean = mean_positions(dissimilarity, implementation.counted(scale, window), axes, window.cut_over)
+    return mean.mean(-1), _weights_of_pixels(first, window)
 
 
-def _weights_of_pixels(first: Scale, taps: tuple[float, ...], spatial_ndim: int) -> Array:
+def _weights_of_pixels(first: Scale, window: Window) -> Array:
     """What the windows around every pixel, cut off at the borders, weigh each pixel with in all."""
     image = first.images[0]
     weights: Array = np.ones((1,) * image.ndim, first.dtype)
-    for i, axis in enumerate(spatial_axes(image, spatial_ndim)):
-        side = image.shape[axis]
+    for i, axis in enumerate(spatial_axes(image, window.spatial_ndim)):
+        side, begin = image.shape[axis], 0
         if first.sizes:
             pixel, size = places(image.shape, axis), first.sizes[i]
+            begin = -first_line(window.cut_over, side) if i == 0 else 0
         else:  # constants
             pixel, size = np.expand_dims(np.arange(side), [k for k in range(image.ndim) if k != axis]), side
         centres = [pixel + offset for offset in range(-RADIUS, RADIUS + 1)]
-        has_window = [((at >= 0) & (at < size)).astype(first.dtype) for at in centres]
-        weights = weights * sum(tap * x for tap, x in zip(taps, has_window, strict=True))
+        has_window = [((at >= begin) & (at < size)).astype(first.dtype) for at in centres]
+        weights = weights * sum(tap * x for tap, x in zip(window.taps, has_window, strict=True))
     return weights

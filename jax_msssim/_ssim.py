@@ -17,6 +17,7 @@ from jax_msssim._linear import Conv, Matmul
 from jax_msssim._means import channel_means
 from jax_msssim._options import Images, ImplementationName, Options, SSIMOptions, evaluate, prepare
 from jax_msssim._scales import Pyramid, Scale, inside, padded, sharded_alike
+from jax_msssim._shards import refuse_shards
 from jax_msssim._signatures import takes
 from jax_msssim._stencil import Stencil
 from jax_msssim._terms import Constants
@@ -130,7 +131,9 @@ def ssim_map(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.
       Wang et al., `Image quality assessment: from error visibility to structural similarity
       <https://doi.org/10.1109/TIP.2003.819861>`_, 2004, section III-C.
     """
-    return evaluate(similarity_map, *prepare(("a", "b"), a, b, **options))
+    static, images = prepare(("a", "b"), a, b, **options)
+    refuse_shards(static.window.cut_over, images, static.window.spatial_ndim)
+    return evaluate(similarity_map, static, images)
 
 
 def similarity(options: Options, images: Images) -> jax.Array:
@@ -168,19 +171,19 @@ SMALL_INTEGERS = ("uint8", "int8", "uint16", "int16")
 
 def first_scale(options: Options, images: Images) -> tuple[Scale, Constants]:
     """The images, masked pixels filled with the mean of the others; C1 and C2."""
-    spatial_ndim, where = options.window.spatial_ndim, images.where
+    window, where = options.window, images.where
     kept = SMALL_INTEGERS if where is None else ()
     a, b = (x if x.dtype in kept else x.astype(options.dtype) for x in map(jnp.asarray, (images.a, images.b)))
     masks = () if where is None else (jnp.broadcast_to(jnp.asarray(where), a.shape),)
-    a, b, *others = sharded_alike(a, b, *masks, *images.sides(spatial_ndim))
+    a, b, *others = sharded_alike(a, b, *masks, *images.sides(window))
     where, sizes = (others[0] if masks else None), tuple(others[len(masks) :])
     counts = inside(sizes, a.shape)
     if where is not None:
         counts = where = where if counts is None else jnp.logical_and(where, counts)
-        a, b = (jnp.where(where, x, channel_means(x, where, spatial_ndim)) for x in (a, b))
+        a, b = (jnp.where(where, x, channel_means(x, where, window.spatial_ndim, window.cut_over)) for x in (a, b))
     centre = IMPLEMENTATIONS[options.implementation].centre
-    centres = tuple(centre(x.astype(options.dtype), counts, spatial_ndim) for x in (a, b))
-    max_val = images.max_val.reshape(*images.max_val.shape, *(1,) * (spatial_ndim + 1))
+    centres = tuple(centre(x.astype(options.dtype), counts, window) for x in (a, b))
+    max_val = images.max_val.reshape(*images.max_val.shape, *(1,) * (window.spatial_ndim + 1))
     # The constants keep 0/0 away, so they must not underflow themselves.
     c1, c2 = (jnp.maximum((k * max_val) ** 2, jnp.finfo(options.dtype).tiny) for k in (options.k1, options.k2))
     return Scale((a, b), centres, where, sizes), Constants(c1, c2)

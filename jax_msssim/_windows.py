@@ -17,6 +17,7 @@ class Window(NamedTuple):
     taps: tuple[float, ...]
     spatial_ndim: int
     min_coverage: float = 1.0
+    cut_over: tuple[str, ...] = ()  # mesh axes over which images are cut along their first spatial axis
 
     @property
     def halo(self) -> int:

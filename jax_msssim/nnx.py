@@ -17,13 +17,16 @@ state. For clu no class is needed::
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Self, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 try:
@@ -31,7 +34,7 @@ try:
 except ImportError as error:
     raise ImportError('jax_msssim.nnx needs Flax 0.12.6 or newer: pip install "jax_msssim[flax]".') from error
 
-from jax_msssim._checks import Array, as_array, check_positive, check_static, own
+from jax_msssim._checks import Array, as_array, check_positive, check_static, own, placed
 from jax_msssim._losses import dssim_loss, ms_ssim_loss, ssim_loss
 from jax_msssim._options import Negative, PyramidOptions, SSIMOptions, prepare, prepare_ms_ssim
 from jax_msssim._signatures import takes
@@ -44,8 +47,17 @@ _OF_UPDATE: Mapping[str, str] = dict.fromkeys(("where", "sizes"), "It is an argu
 _LARGE = jax.ShapeDtypeStruct((2**62, 2**62, 2**62, 1), jnp.float32)
 
 
+class _Sums(NamedTuple):
+    """What a metric keeps: its sum, what has been rounded off that, and the number of images, by its digits."""
+
+    total: Any
+    compensation: Any
+    images: Any
+    rounds: Any  # of 2^32 images
+
+
 class _MeanOverImages(nnx.Metric):
-    """The mean of a value per image: their float32 sum, what its additions rounded off, and their number."""
+    """The mean of a value per image, of their sum in float32 and what its additions rounded off."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -57,9 +69,12 @@ class _MeanOverImages(nnx.Metric):
         static = {name: _static(name, options.get(name, p.default)) for name, p in parameters.items()}
         jax.eval_shape(lambda a, b: check(("predictions", "targets"), a, b, **static)[1], _LARGE, _LARGE)
         self.options = tuple(static.items())
-        self.total = nnx.metrics.MetricState(jnp.zeros((), jnp.float32))
-        self.compensation = nnx.metrics.MetricState(jnp.zeros((), jnp.float32))
-        self.count = nnx.metrics.MetricState(jnp.zeros((), jnp.int32))
+        # Among several processes neither of this one nor of all, before the first images are. It can be saved.
+        zeros = jnp.zeros if jax.process_count() == 1 else np.zeros
+        self.total = nnx.metrics.MetricState(zeros((), jnp.float32))
+        self.compensation = nnx.metrics.MetricState(zeros((), jnp.float32))
+        self.count = nnx.metrics.MetricState(zeros((), jnp.uint32))
+        self.rounds = nnx.metrics.MetricState(zeros((), jnp.uint32))
 
     def _values(self, predictions, targets, **options) -> jax.Array:
         """One value per image."""
@@ -67,8 +82,7 @@ class _MeanOverImages(nnx.Metric):
 
     def reset(self) -> None:
         """Forgets all images."""
-        for variable in (self.total, self.compensation, self.count):
-            variable[...] = jnp.zeros_like(variable[...])
+        self._set(_zeros(self._sums()))
 
     def update(
         self,
@@ -95,12 +109,13 @@ class _MeanOverImages(nnx.Metric):
 
         Raises:
           TypeError: as for :func:`jax_msssim.ssim`, or ``mask`` is not boolean.
-          ValueError: as for :func:`jax_msssim.ssim`, or ``mask`` has another shape.
+          ValueError: as for :func:`jax_msssim.ssim`; ``mask`` has another shape; the images are those of this process
+            alone and earlier ones were of all processes, or the other way round.
         """
         values = self._values(predictions, targets, where=where, sizes=sizes, **dict(self.options))
         if mask is not None:
             mask = _checked_mask(mask, values.shape)
-        self._add(*_sum(values, mask))
+        self._add(_sum(values, mask))
 
     def compute(self) -> jax.Array:
         """The mean over all images since the last reset, NaN if there were none.
@@ -108,8 +123,7 @@ class _MeanOverImages(nnx.Metric):
         Returns:
           A scalar: float32, or float64 under ``jax_enable_x64``.
         """
-        total, compensation, count = (x[...].astype(float) for x in (self.total, self.compensation, self.count))
-        return (total + compensation) / count
+        return _mean(self._sums())
 
     def merge(self, other: Self) -> None:
         """Adds, in place, the images that another metric has seen; returns nothing and leaves the other as it is.
@@ -126,11 +140,29 @@ class _MeanOverImages(nnx.Metric):
         different = [f"{name} is {theirs[name]!r}, not {mine[name]!r}" for name in mine if theirs[name] != mine[name]]
         if different:
             raise ValueError(f"other must have the same options, but its {', its '.join(different)}.")
-        self._add((other.total[...], other.compensation[...]), other.count[...])
+        self._add(other._sums())
 
-    def _add(self, total: tuple[jax.Array, jax.Array], count: jax.Array) -> None:
-        self.total[...], self.compensation[...] = _two_sum((self.total[...], self.compensation[...]), total)
-        self.count[...] += count
+    @property
+    def _state(self) -> tuple[nnx.Variable, ...]:
+        return self.total, self.compensation, self.count, self.rounds
+
+    def _sums(self) -> _Sums:
+        return _Sums(*(variable[...] for variable in self._state))
+
+    def _set(self, sums: _Sums) -> None:
+        for variable, x in zip(self._state, sums, strict=True):
+            variable.set_value(x)  # not by [...], which leaves it where it was
+
+    def _add(self, sums: _Sums) -> None:
+        mine, new = self._sums(), sums.total
+        arrays = [x for x in (mine.total, new) if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
+        of = ["this process alone" if x.is_fully_addressable else "all processes" for x in arrays]
+        if len(set(of)) > 1:
+            raise ValueError(
+                f"the metric has the images of {of[0]}, and these are those of {of[1]}. Make them global with "
+                "jax.make_array_from_process_local_data; or have a metric in each process, and merge them at the end."
+            )
+        self._set(_add(_Sums(*(placed(x, new) for x in mine)), sums))
 
 
 class SSIM(_MeanOverImages):
@@ -162,7 +194,7 @@ class SSIM(_MeanOverImages):
         super().__init__(prepare, options)
 
     def _values(self, predictions, targets, **options):
-        return 1 - ssim_loss(predictions, targets, **options)
+        return _one_minus(ssim_loss(predictions, targets, **options))
 
 
 class MSSSIM(_MeanOverImages):
@@ -199,7 +231,7 @@ class MSSSIM(_MeanOverImages):
         super().__init__(prepare_ms_ssim, {"negative": negative, **options})
 
     def _values(self, predictions, targets, **options):
-        return 1 - ms_ssim_loss(predictions, targets, **options)
+        return _one_minus(ms_ssim_loss(predictions, targets, **options))
 
 
 class DSSIM(_MeanOverImages):
@@ -261,22 +293,49 @@ def _checked_mask(mask, batch: tuple[int, ...]) -> Array:
     return own(mask)
 
 
+# Compiled: the constants of what is not are transfers, which jax.transfer_guard forbids.
 @jax.jit
-def _sum(values: jax.Array, mask: jax.Array | None):
+def _one_minus(x: jax.Array) -> jax.Array:
+    return 1 - x
+
+
+@functools.partial(jax.jit, keep_unused=True)  # they tell the devices
+def _zeros(sums: _Sums) -> _Sums:
+    return jax.tree.map(jnp.zeros_like, sums)
+
+
+@jax.jit
+def _mean(sums: _Sums) -> jax.Array:
+    total, compensation, images, rounds = (x.astype(float) for x in sums)
+    return (total + compensation) / (2.0**32 * rounds + images)
+
+
+@jax.jit
+def _add(sums: _Sums, more: _Sums) -> _Sums:
+    total, rest = _two_sum(sums[:2], more[:2])
+    images = sums.images + more.images
+    return _Sums(total, rest, images, sums.rounds + more.rounds + (images < more.images).astype(jnp.uint32))
+
+
+@jax.jit
+def _sum(values: jax.Array, mask: jax.Array | None) -> _Sums:
     """The sum of the values that count, with what has been rounded off it, and their number."""
-    count = jnp.asarray(values.size, jnp.int32)
+    count = jnp.asarray(values.size, jnp.uint32)
     if mask is not None:
-        values, count = jnp.where(mask, values, 0), mask.sum(dtype=jnp.int32)
+        values, count = jnp.where(mask, values, 0), mask.sum(dtype=jnp.uint32)
     rounded = lax.reduce_precision(values, 8, 23)  # to float32; nothing is left of values that are
     parts = rounded.astype(jnp.float32), (values - rounded).astype(jnp.float32)
     zeros = jnp.float32(0), jnp.float32(0)
-    return lax.reduce(parts, zeros, _two_sum, tuple(range(values.ndim))), count
+    total, rest = lax.reduce(parts, zeros, _two_sum, tuple(range(values.ndim)))
+    return _Sums(total, rest, count, jnp.zeros_like(count))
 
 
 def _two_sum(x, y):
-    """``x + y``, each a sum and what has been rounded off it (Knuth's exact addition; Neumaier's summation)."""
+    """``x + y``, each a sum and what has been rounded off it (Knuth's exact addition, renormalised)."""
     (a, a_rest), (b, b_rest) = x, y
     total = a + b
     b_in_total = total - a
     rest = (a - (total - b_in_total)) + (b - b_in_total)
-    return total, a_rest + b_rest + rest
+    rest = a_rest + b_rest + rest
+    whole = total + rest  # else the rest, a sum of millions, would have digits rounded off itself
+    return whole, rest - (whole - total)

@@ -16,7 +16,7 @@ NEED = {
     "test_cli.py": "imagecodecs",
     "test_docs.py": "flax",
     "test_nnx.py": "flax",
-    "test_training.py": "flax",
+    "test_examples.py": "flax",
 }
 collect_ignore = [file for file, package in NEED.items() if importlib.util.find_spec(package) is None]
 

@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax import nnx
 from images import random_pair
+from jax.sharding import AxisType
 from test_api import KEYWORDS, parameters
 from test_buffers import assert_free_after
 from test_checks import calls, check
@@ -134,9 +135,50 @@ def test_a_million_values(batches):
 
 def test_count_is_exact_beyond_float32():
     metric, (a, b) = SSIM(filter_size=1), tenths(3)
-    metric.count[...] = jnp.int32(2**24)
+    metric.count[...] = jnp.uint32(2**24)
     metric.update(predictions=a, targets=b)
     assert metric.count[...] == 2**24 + 3
+
+
+def test_as_many_images_as_there_may_be(x64):
+    # 2^24 numbers of 24 bits have a sum of 48, the digits of two float32; beyond it each addition rounds off 4e-15.
+    # Were the rest a plain sum in float32, the mean would be off by 1e-3.
+    one, (a, b) = SSIM(filter_size=1), tenths(1)
+    one.update(predictions=a, targets=b)
+    value = float(one.compute())
+
+    def merge(metric, _):
+        metric.merge(one)
+        return metric, None
+
+    metric, _ = jax.jit(lambda metric: jax.lax.scan(merge, metric, length=10_000_000))(SSIM(filter_size=1))
+    assert metric.count[...] == 10_000_000
+    np.testing.assert_allclose(metric.compute(), value, rtol=1e-12)
+
+    for _ in range(13):  # doubled, to 8e10 images
+        metric.merge(metric)
+    np.testing.assert_allclose(metric.compute(), value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("axis_type", [None, AxisType.Auto, AxisType.Explicit], ids=str)
+def test_no_silent_transfers(axis_type, eight_devices):
+    # An evaluation loop with images on the devices, as far as it runs more than once.
+    images = jax.device_put(pair(8))
+    if axis_type is not None:
+        images = over_batch(jax.make_mesh((8,), ("batch",), axis_types=(axis_type,)), *images)
+    metrics = [metric_class(**options) for metric_class, _, options in METRICS]
+
+    def loop():
+        for metric in metrics:
+            metric.reset()
+            metric.update(predictions=images[0], targets=images[1])
+        losses = jax_msssim.ssim_l1_loss(*images, **SMALL), jax_msssim.ms_ssim_loss(*images, **TWO_SCALES)
+        return losses, [metric.compute() for metric in metrics]
+
+    expected = loop()
+    with jax.transfer_guard("disallow"):
+        got = loop()
+    assert jax.tree.map(np.array_equal, got, expected) == jax.tree.map(lambda x: True, expected)
 
 
 @pytest.mark.slow
@@ -146,7 +188,7 @@ def test_float64(x64):
         a, b = random_pair((5, 6, 7, 2), seed)
         metric.update(predictions=a, targets=b, mask=np.ones(5, bool))
         values += jax_msssim.ssim(a, b, **SMALL).tolist()
-    assert [x.dtype.name for x in jax.tree.leaves(metric)] == ["float32", "int32", "float32"]
+    assert [x.dtype.name for x in jax.tree.leaves(metric)] == ["float32", "uint32", "uint32", "float32"]
     assert metric.compute().dtype == jnp.float64
     # The state has twice 24 bits: 2^-48 is 4e-15, a hundred times.
     np.testing.assert_allclose(metric.compute(), math.fsum(values) / 100, rtol=4e-13)

@@ -53,7 +53,7 @@ def refusal(pyramid: Pyramid, first: Scale) -> str | None:
     if first.valid is not None:
         return "takes no mask (where)"
     if first.sizes:
-        return "takes no sizes"
+        return "takes no sizes, nor images that are cut over devices"
     if first.dtype != "float32":
         return f"computes in float32, got {image.dtype} images"
     if not all(isinstance(size, int) and size > 0 for size in image.shape):

@@ -10,6 +10,7 @@ from jax import lax
 
 from jax_msssim._implementation import Implementation
 from jax_msssim._scales import Pyramid, Scale
+from jax_msssim._shards import of_first
 from jax_msssim._stencil._blocks import map_of_term
 from jax_msssim._stencil._layout import Layout, fold
 from jax_msssim._stencil._moments import coverage
@@ -22,12 +23,13 @@ from jax_msssim._windows import Window
 class Stencil(Implementation):
     """Local statistics by shifted slices."""
 
-    def centre(self, image: jax.Array, counts: jax.Array | None, spatial_ndim: int) -> jax.Array:
+    def centre(self, image: jax.Array, counts: jax.Array | None, window: Window) -> jax.Array:
         # One pixel of the first channel. A flat image is then nothing but its centre, without a mean's rounding. Where
         # some do not count, the first: it lies inside of any size, and a masked one holds a mean.
-        sides = image.shape[-spatial_ndim - 1 : -1]
+        sides = image.shape[-window.spatial_ndim - 1 : -1]
         pixel = [n // 2 if counts is None else 0 for n in sides]
-        return lax.stop_gradient(image[(..., *(slice(i, i + 1) for i in pixel), slice(0, 1))])
+        pixel = image[(..., *(slice(i, i + 1) for i in pixel), slice(0, 1))]
+        return of_first(window.cut_over, lax.stop_gradient(pixel))
 
     def term_map(self, term: Term, scale: Scale, constants: Constants, window: Window) -> jax.Array:
         layout = Layout(window, scale.images[0].shape[-1])

@@ -15,6 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jax_msssim._means import mean_by_axis, or_one, selected, spatial_axes, stacked, unstacked
 from jax_msssim._scales import Pair, Pyramid, Scale, centred, doubled, halved, inside
+from jax_msssim._shards import mean_over
 from jax_msssim._stencil._blocks import IMAGES, averages, differentiated, mean_of_columns, quantities
 from jax_msssim._stencil._layout import Layout, fold, stage
 from jax_msssim._stencil._platforms import Program, on_any_platform, per_platform
@@ -35,6 +36,7 @@ def _term_means_jvp(program: Program, pyramid: Pyramid, primals, tangents):
     operands = zip((*IMAGES, *Constants._fields), (*d_first.images, *d_constants), strict=True)
     moving = {name: dx for name, dx in operands if not isinstance(dx, SymbolicZero)}
     axes, at_scales = spatial_axes(first.images[0], pyramid.window.spatial_ndim), {}
+    over = pyramid.window.cut_over
     for name, dx in moving.items():
         if name in IMAGES:
             at_scales[name] = _tangents(pyramid, dx, first)
@@ -47,7 +49,7 @@ def _term_means_jvp(program: Program, pyramid: Pyramid, primals, tangents):
         of_terms = {term: jnp.zeros_like(found[j][term]) for term in terms}
         for term, name in differentiated(terms, tuple(moving)):
             change = found[j][term, name] * at_scales[name][j]
-            of_terms[term] += mean_by_axis(change, axes) if name in IMAGES else change
+            of_terms[term] += mean_over(over, mean_by_axis(change, axes)) if name in IMAGES else change
         derivatives.append(tuple(of_terms.values()))
     return values, derivatives
 
@@ -69,7 +71,7 @@ def _outline(_, static: Static, first: Scale, constants: Constants):
     (pyramid, wrt), results = static, []
     for terms, scale in zip(pyramid.terms, scales_of(None, pyramid, first)[1], strict=True):
         image = scale.images[0].astype(scale.dtype)
-        number = image[(..., *(0,) * pyramid.window.spatial_ndim, slice(None))]
+        number = mean_over(pyramid.window.cut_over, image[(..., *(0,) * pyramid.window.spatial_ndim, slice(None))])
         results += [number] * len(terms)
         results += [image if name in IMAGES else number for _, name in differentiated(terms, wrt)]
     return results
@@ -78,6 +80,7 @@ def _outline(_, static: Static, first: Scale, constants: Constants):
 def all_scales(platform: str, static: Static, first: Scale, constants: Constants):
     """The results of all scales, the coarsest first computed: its images' memory can be the finer gradients'."""
     pyramid, wrt = static
+    over = pyramid.window.cut_over
     layout, scales = scales_of(platform, pyramid, first)
     scales, constants = jax.tree.map(fold, (scales, constants))
     found, after = [], scales[0].centres[0]
@@ -89,12 +92,14 @@ def all_scales(platform: str, static: Static, first: Scale, constants: Constants
     means, results = iter(unstacked(mean_of_columns(layout, rows))), []
     for terms, scale, along, (_, gradients) in zip(pyramid.terms, scales, windows, found, strict=True):
         with_gradient, rest = quantities(terms, wrt, scale.valid is not None)
-        mean = {quantity: next(means) for quantity in (*with_gradient, *rest)}
+        mean = {quantity: mean_over(over, next(means)) for quantity in (*with_gradient, *rest)}
         shape = scale.images[0].shape
         pixels, positions = layout.count(shape), layout.count(shape, layout.window.halo)
         share, undefined, at_pixels = 1.0, 0.0, 1.0
         if scale.valid is not None or along:  # where no position counts the mean is NaN, and its gradient 0
-            share = functools.reduce(lax.mul, along)[..., 0] / positions if along else mean["positions"]
+            share = (
+                mean_over(over, functools.reduce(lax.mul, along)[..., 0] / positions) if along else mean["positions"]
+            )
             share, undefined = or_one(share), jnp.where(share > 0, 0, jnp.nan)
             at_pixels = lax.expand_dims(share, range(share.ndim - 1, share.ndim - 1 + len(layout.axes)))
         results += [mean[term] / share + undefined for term in terms]
@@ -112,8 +117,11 @@ def _windows(layout: Layout, scale: Scale) -> list[jax.Array]:
     if scale.valid is not None:
         return []
     batch = scale.centres[0].shape[: -len(layout.axes)]
-    numbers = ((size - layout.window.halo).astype(scale.dtype) for size in scale.sizes)
-    return [lax.max(x, lax.full_like(x, 0)).reshape(*batch, 1, 1) for x in numbers]
+    numbers = [size - layout.window.halo for size in scale.sizes]
+    if layout.window.cut_over:  # the image may reach beyond this shard
+        place, step = layout.axes[0]
+        numbers[0] = jnp.minimum(numbers[0], scale.images[0].shape[place] // step - layout.window.halo)
+    return [lax.max(x, lax.full_like(x, 0)).reshape(*batch, 1, 1).astype(scale.dtype) for x in numbers]
 
 
 @stage()

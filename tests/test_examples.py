@@ -1,4 +1,4 @@
-"""The examples of training, each at a small size."""
+"""The examples, each at a small size."""
 
 import importlib
 import subprocess
@@ -9,7 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tifffile
 from flax import nnx
+from images import random_pair
+
+import jax_msssim
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SIDE = 32  # two scales
@@ -76,3 +80,24 @@ def test_as_a_script(name):
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "loss" in process.stdout
     assert "nan" not in process.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "shape", "lines"),
+    [
+        ("npy", (181, 203, 2), 32),  # odd at some scale along both axes
+        ("tif", (176, 177), 48),  # grey, and strips shorter than a window at coarser scales
+        ("npy", (163, 161, 1), 512),  # one strip
+    ],
+)
+def test_strips_of_an_image_on_disk(kind, shape, lines, tmp_path):
+    images = [np.round(255 * x.clip(0, 1)).astype(np.uint8) for x in random_pair(shape)]
+    files = [tmp_path / f"{name}.{kind}" for name in "ab"]
+    for image, file in zip(images, files, strict=True):
+        np.save(file, image) if kind == "npy" else tifffile.imwrite(file, image)
+    command = [sys.executable, EXAMPLES / "strips.py", *files, "--lines", str(lines)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = jax_msssim.ms_ssim(*(x.reshape(*x.shape[:2], -1) for x in images))
+    # Six digits are printed; the means of strips and of whole images differ by float32 sums.
+    assert abs(float(process.stdout.split()[1]) - expected) < 1e-6
