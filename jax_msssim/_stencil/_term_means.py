@@ -69,7 +69,9 @@ def scales_of(platform: str | None, pyramid: Pyramid, first: Scale) -> tuple[Lay
 def _outline(_, static: Static, first: Scale, constants: Constants):
     """Arrays like those of :func:`all_scales`."""
     (pyramid, wrt), results = static, []
-    for terms, scale in zip(pyramid.terms, scales_of(None, pyramid, first)[1], strict=True):
+    # Only gradient images have the shapes of the other scales.
+    scales = scales_of(None, pyramid, first)[1] if set(wrt) & set(IMAGES) else [first] * len(pyramid.terms)
+    for terms, scale in zip(pyramid.terms, scales, strict=True):
         image = scale.images[0].astype(scale.dtype)
         number = mean_over(pyramid.window.cut_over, image[(..., *(0,) * pyramid.window.spatial_ndim, slice(None))])
         results += [number] * len(terms)
