@@ -19,6 +19,7 @@ except ImportError as error:
     raise ImportError('jax_msssim.deep needs Flax 0.12.6 or newer: pip install "jax_msssim[flax]".') from error
 
 from jax_msssim._means import selected
+from jax_msssim.deep._dists import arithmetic
 
 # Of each stage, the place of its convolutions in torchvision's ``vgg16().features``, and their outputs.
 STAGES = (((0, 2), 64), ((5, 7), 128), ((10, 12, 14), 256), ((17, 19, 21), 512), ((24, 26, 28), 512))
@@ -120,7 +121,7 @@ class VGG16(nnx.Module):
                 f"images must have shape [..., H, W, 3], red, green and blue, for VGG16, got {list(images.shape)}. "
                 "Grey ones can be repeated: jnp.repeat(images, 3, -1)."
             )
-        dtype = jnp.promote_types(images.dtype, jnp.float32) if self.dtype is None else self.dtype
+        dtype = arithmetic(images) if self.dtype is None else self.dtype
         kernels, biases = ([x[...] for x in xs] for xs in (self.kernels, self.biases))
         maps, masks = _maps(images, None if where is None else jnp.asarray(where), kernels, biases, dtype)
         return maps if where is None else (maps, masks)
@@ -191,7 +192,7 @@ def _convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 def l2_pool(x: jax.Array) -> jax.Array:
     """The root of the mean square around every second position, with zeros around the map; in float32 at least."""
-    squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    squares = jnp.square(x.astype(arithmetic(x)))
     for axis in (1, 2):
         squares = _halved(squares, axis)
     return jnp.sqrt(squares + 1e-12).astype(x.dtype)
