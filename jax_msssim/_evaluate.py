@@ -122,7 +122,8 @@ def evaluate(
         return found
 
     values = {
-        pair.position: value for pair, value in in_batches(_read(pairs, spatial_ndim, turn, progress), compute, batch_size)
+        pair.position: value
+        for pair, value in in_batches(_read(pairs, spatial_ndim, turn, progress), compute, batch_size)
     }
     return np.array([values[i] for i in range(len(values))], None if values else np.float32)
 

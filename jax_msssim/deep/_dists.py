@@ -96,8 +96,8 @@ def feature_terms(
         may hold anything, and have gradient 0.
 
     Returns:
-      ``(texture, structure)``, both ``[..., C]``: ``1 - l`` and ``1 - s``, from 0, for equal maps, to 1 and 2. NaN where
-      no position counts.
+      ``(texture, structure)``, both ``[..., C]``: ``1 - l`` and ``1 - s``, from 0, for equal maps, to 1 and 2. NaN
+      where no position counts.
 
     Raises:
       TypeError: a map is not an array of real numbers, or ``where`` is not boolean.
@@ -197,7 +197,7 @@ def dists_loss(
       max_val: the largest value a pixel can have, as for :func:`jax_msssim.ssim`.
       where: boolean mask, as for :func:`jax_msssim.ssim`; a pixel counts if all its channels do. The network must take
         ``where=``, ``[..., H, W, 1]``, and return the maps and a mask for each, as :class:`VGG16` does.
-      sizes: the true sides of each image in a padded batch, as for :func:`jax_msssim.ssim`; of the network as ``where``.
+      sizes: the true sides of each image in a padded batch, as for :func:`jax_msssim.ssim`; as for ``where``.
 
     Returns:
       One loss per image, shape ``[...]``: float64 if an image is, else float32.
