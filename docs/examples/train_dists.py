@@ -1,6 +1,6 @@
 """A super-resolver trained on L1 and DISTS, by the weights of VGG16 in a file.
 
-``python docs/examples/train_dists.py vgg16.safetensors`` takes some minutes on two CPU cores, and runs on GPU and TPU unchanged. The
+``python docs/examples/train_dists.py vgg16.safetensors`` takes minutes on two CPU cores, and runs on GPU and TPU. The
 documentation's page on deep structural similarity says where the weights come from.
 """
 
