@@ -478,6 +478,7 @@ def test_refused_by_the_network(row):
         ValueError,
         "weights must be finite and n",
     ),
+    ("dists_from_features([A], [A], weights=([np.zeros(3)],) * 2)", ValueError, "weights must not all be 0"),
     ("feature_terms(A, A, c1=0)", ValueError, "c1 must be above 0"),
     ("feature_terms(A, A, where=A[..., :2] > 0)", ValueError, "where must have the images' rank"),
     ("DISTS(network=two_maps, where=A > 0)", TypeError, "DISTS() got an unexpected keyword", "argument of update"),

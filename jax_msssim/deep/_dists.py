@@ -42,8 +42,8 @@ class FeatureTerms(NamedTuple):
 class FeatureWeights(NamedTuple):
     """How much texture and structure count, each as one array ``[C]`` for each map."""
 
-    alpha: Sequence[ArrayLike]
-    beta: Sequence[ArrayLike]
+    alpha: Sequence[Any]
+    beta: Sequence[Any]
 
     def __repr__(self):
         return f"<alpha and beta of {len(self.alpha)} maps>"
@@ -286,6 +286,8 @@ def _checked_weights(weights: Any, channels: Sequence[int]) -> list[list[Array]]
     known = [x for of_maps in checked for x in of_maps if isinstance(x, np.ndarray)]
     if not all(np.all((x >= 0) & (x < np.inf)) for x in known):
         raise ValueError("weights must be finite and not negative.")
+    if len(known) == 2 * len(channels) and not any(x.any() for x in known):
+        raise ValueError("weights must not all be 0.")
     return checked
 
 
@@ -297,14 +299,13 @@ def arithmetic(*arrays: Array) -> np.dtype:
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def _distance(features_a, features_b, masks, alpha, beta, c1: float, c2: float) -> jax.Array:
     with jax.named_scope("jax_msssim.dists"):
-        distance, total = 0.0, 0.0
+        dtype, parts = arithmetic(*features_a, *features_b), []
         for a, b, where, *numbers in zip(features_a, features_b, masks, alpha, beta, strict=True):
-            terms = _feature_terms(a, b, where, c1, c2)
-            for term, weight in zip(terms, numbers, strict=True):
-                weight = jnp.asarray(weight).astype(term.dtype).reshape((1,) * (term.ndim - 1) + (-1,))
-                distance += (weight * term).sum(-1)
-                total += weight.sum()
-        distance = distance / total
+            for term, weight in zip(_feature_terms(a, b, where, c1, c2), numbers, strict=True):
+                weight = jnp.asarray(weight).astype(dtype).reshape((1,) * (term.ndim - 1) + (-1,))
+                parts.append(((weight * term.astype(dtype)).sum(-1), weight.sum()))
+        distance, total = (functools.reduce(jnp.add, x) for x in zip(*parts, strict=True))
+        distance /= total
         chex.assert_shape(distance, features_a[0].shape[:-3])
         return distance
 
