@@ -37,9 +37,9 @@ class Pair(NamedTuple):
         return self.a.shape[:-1]
 
 
-def pair_of(position: int, a: np.ndarray, b: np.ndarray, kind: Any = None) -> Pair:
-    """Two images, turned to lie if they stand, so that both ways share canvases."""
-    turn = a.ndim == 3 and a.shape[0] > a.shape[1]
+def pair_of(position: int, a: np.ndarray, b: np.ndarray, kind: Any = None, turn: bool = True) -> Pair:
+    """Two images, turned to lie if they stand, so that both ways share canvases, unless the function minds."""
+    turn = turn and a.ndim == 3 and a.shape[0] > a.shape[1]
     a, b = (np.swapaxes(x, 0, 1) if turn else x for x in (a, b))
     return Pair(position, a, b, kind)
 

@@ -83,6 +83,7 @@ def evaluate(
     Args:
       function: :func:`ssim`, :func:`ms_ssim`, :func:`ms_ssim_db`, a loss, or any function like them: of two batches of
         images and of ``sizes``, with one value per image, and which treats rows and columns alike.
+        :func:`jax_msssim.deep.dists_loss`, with ``network=``, does not, and its images are left upright.
       pairs: an iterable of pairs of images, each of one shape ``[H, W, C]``, which may be another for the next pair. A
         generator that reads files, say. An array may be filled anew for the next pair.
       batch_size: the most pairs in a batch. Of large images there are fewer.
@@ -106,6 +107,7 @@ def evaluate(
     """
     batch_size = check_count("batch_size", batch_size)
     spatial_ndim = options.get("spatial_ndim", 2)
+    turn = "network" not in _keywords(function) | options.keys()  # networks tell rows from columns
 
     def compute(batch: Batch) -> jax.Array:
         try:
@@ -120,12 +122,20 @@ def evaluate(
         return found
 
     values = {
-        pair.position: value for pair, value in in_batches(_read(pairs, spatial_ndim, progress), compute, batch_size)
+        pair.position: value
+        for pair, value in in_batches(_read(pairs, spatial_ndim, turn, progress), compute, batch_size)
     }
     return np.array([values[i] for i in range(len(values))], None if values else np.float32)
 
 
-def _read(pairs: Iterable[Any], spatial_ndim: int, progress: bool) -> Iterator[Pair]:
+def _keywords(function: Callable[..., Any]) -> set[str]:
+    """Those that are set already."""
+    if not isinstance(function, functools.partial):
+        return set()
+    return function.keywords.keys() | _keywords(function.func)
+
+
+def _read(pairs: Iterable[Any], spatial_ndim: int, turn: bool, progress: bool) -> Iterator[Pair]:
     """Checked copies, since a reader may use its arrays again."""
     reader = iter(_with_bar(pairs) if progress else pairs)
     for position in itertools.count():
@@ -143,7 +153,7 @@ def _read(pairs: Iterable[Any], spatial_ndim: int, progress: bool) -> Iterator[P
             check_images(("a", "b"), a, b, spatial_ndim)
             if a.ndim != spatial_ndim + 1:
                 raise ValueError(f"must be one image each, [{AXES[spatial_ndim]}], got shape {list(a.shape)}.")
-        yield pair_of(position, np.array(a), np.array(b))
+        yield pair_of(position, np.array(a), np.array(b), turn=turn)
 
 
 @contextlib.contextmanager

@@ -53,13 +53,13 @@ def check_shards(names: tuple[str, str], a: Any, b: Any, spatial_ndim: int, scal
     )
 
 
-def refuse_shards(over: CutOver, images: Any, spatial_ndim: int) -> None:
-    """For maps, which are not computed by shards."""
-    if over:
-        kept = ", ".join(map(repr, finest(images.a, images.b).spec[: images.max_val.ndim]))
-        axis, names = AXES[spatial_ndim][0], ", ".join(map(repr, over))
+def refuse_shards(what: str, names: tuple[str, str], a: Any, b: Any, spatial_ndim: int) -> None:
+    """For what is not computed by shards: maps and networks."""
+    if over := cut_over(a, b, spatial_ndim):
+        kept = ", ".join(map(repr, finest(a, b).spec[: a.ndim - spatial_ndim - 1]))
+        axis, of_mesh = AXES[spatial_ndim][0], ", ".join(map(repr, over))
         raise ValueError(
-            f"a and b are sharded along {axis} over {names}, and a map needs whole images. "
+            f"{names[0]} and {names[1]} are sharded along {axis} over {of_mesh}, and {what} needs whole images. "
             f"Pass jax.sharding.reshard(x, jax.P({kept}))."
         )
 

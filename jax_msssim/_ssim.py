@@ -132,7 +132,7 @@ def ssim_map(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.
       <https://doi.org/10.1109/TIP.2003.819861>`_, 2004, section III-C.
     """
     static, images = prepare(("a", "b"), a, b, **options)
-    refuse_shards(static.window.cut_over, images, static.window.spatial_ndim)
+    refuse_shards("a map", ("a", "b"), images.a, images.b, static.window.spatial_ndim)
     return evaluate(similarity_map, static, images)
 
 

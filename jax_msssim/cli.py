@@ -11,6 +11,7 @@ from jax_msssim import __version__, conventions
 
 _FAILED, _INTERRUPTED = 2, 130
 _REQUIREMENTS = ("PIL", "flatbuffers", "imagecodecs", "matplotlib", "platformdirs", "rich", "tifffile")
+_OF_DISTS = ("flax", "safetensors")
 _EPILOG = """\
 examples:
   jax-msssim original.png decoded.jpg
@@ -48,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _FAILED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _REQUIREMENTS:
+        if package not in _REQUIREMENTS + _OF_DISTS:
             raise
-        _complain(f'{package} is not installed: pip install "jax_msssim[cli]"')
+        extras = "cli,dists" if package in _OF_DISTS else "cli"
+        _complain(f'{package} is not installed: pip install "jax_msssim[{extras}]"')
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -85,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the value of white (default: 255 or 65535, as files have 8 or 16 bits; 1 for floating TIFF)",
     )
     parser.add_argument(
+        "--dists",
+        metavar="WEIGHTS",
+        type=_weights,
+        help="add DISTS, by the weights of torchvision's VGG16 in a .safetensors or .npz file",
+    )
+    parser.add_argument(
         "--no-cache", action="store_true", help="neither use nor keep compiled programs in the user's cache directory"
     )
     parser.add_argument("--version", action="version", version=f"jax_msssim {__version__}")
@@ -101,6 +109,12 @@ def _png(path: str) -> str:
     if not path.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"the map is a PNG: its name must end in .png, not {path!r}")
     return path
+
+
+def _weights(path: str) -> Path:
+    if not path.endswith((".safetensors", ".npz")):
+        raise argparse.ArgumentTypeError(f"the name of weights must end in .safetensors or .npz, not {path!r}")
+    return Path(path)
 
 
 def _positive(text: str) -> float:
@@ -122,7 +136,15 @@ def _run(options: argparse.Namespace) -> int:
 
     folders = _check(options)
     cache = None if options.no_cache else _programs.cache_folder()
-    settings = _compare.Settings(options.convention, options.luma, options.fit_scales, options.max_val, cache)
+    network = None
+    if options.dists:
+        from jax_msssim._command_line import network as _network
+
+        try:
+            network = _network.read_network(options.dists)
+        except _network.WeightsError as error:
+            raise _CommandError(error) from None
+    settings = _compare.Settings(options.convention, options.luma, options.fit_scales, options.max_val, cache, network)
     if folders:
         pairs, failures, alone = _folders.pair_folders(options.reference, options.test)
         if not pairs and not failures:

@@ -1,4 +1,4 @@
-"""SSIM, MS-SSIM and D-SSIM as metrics of Flax NNX: the mean over all images seen, kept on the device.
+"""SSIM, MS-SSIM, D-SSIM and DISTS as metrics of Flax NNX: the mean over all images seen, kept on the device.
 
 They need Flax: ``pip install "jax_msssim[flax]"``. Each is an ``nnx.Metric``, alone or in an ``nnx.MultiMetric`` beside
 others, whose keyword arguments it ignores. Under ``nnx.jit`` it is an argument, as a model is. Of a batch sharded over
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, Unpack
 
 import jax
@@ -38,8 +38,10 @@ from jax_msssim._checks import Array, as_array, check_positive, check_static, ow
 from jax_msssim._losses import dssim_loss, ms_ssim_loss, ssim_loss
 from jax_msssim._options import Negative, PyramidOptions, SSIMOptions, prepare, prepare_ms_ssim
 from jax_msssim._signatures import takes
+from jax_msssim.deep import DISTS_WEIGHTS, dists_loss
+from jax_msssim.deep._dists import FeatureWeights, ImageOptions, prepare_images
 
-__all__ = ["DSSIM", "MSSSIM", "SSIM"]
+__all__ = ["DISTS", "DSSIM", "MSSSIM", "SSIM"]
 
 _OF_UPDATE: Mapping[str, str] = dict.fromkeys(("where", "sizes"), "It is an argument of update")
 
@@ -65,8 +67,9 @@ class _MeanOverImages(nnx.Metric):
         cls.__signature__ = inspect.Signature(parameters)  # which Flax's metaclass hides
 
     def __init__(self, check: Callable, options: Mapping[str, Any]):
-        parameters = inspect.signature(type(self)).parameters
-        static = {name: _static(name, options.get(name, p.default)) for name, p in parameters.items()}
+        keywords = (p for p in inspect.signature(check).parameters.values() if p.kind is p.KEYWORD_ONLY)
+        defaults = {p.name: p.default for p in keywords if p.name not in _OF_UPDATE}
+        static = {name: _static(name, value) for name, value in (defaults | dict(options)).items()}
         jax.eval_shape(lambda a, b: check(("predictions", "targets"), a, b, **static)[1], _LARGE, _LARGE)
         self.options = tuple(static.items())
         # Among several processes neither of this one nor of all, before the first images are. It can be saved.
@@ -267,6 +270,49 @@ class DSSIM(_MeanOverImages):
         return dssim_loss(predictions, targets, **options)
 
 
+class DISTS(_MeanOverImages):
+    """Mean DISTS, deep image structure and texture similarity, over images: a distance, 0 for equal ones.
+
+    Args:
+      network: gives the feature maps, as for :func:`jax_msssim.deep.dists_loss`. A module is part of the metric: its
+        variables are its state, beside ``nnx.metrics.MetricState``.
+      weights: ``(alpha, beta)``, as for :func:`jax_msssim.deep.dists_loss`; plain numbers.
+      **options: ``max_val``, one number.
+
+    Raises:
+      TypeError: an option is unknown, or traced.
+      ValueError: an option has a value it cannot have.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> ones = [jnp.ones(3), jnp.ones(3)]
+      >>> metric = DISTS(network=lambda images: [images, images[..., ::2, ::2, :]], weights=(ones, ones))
+      >>> targets = jnp.linspace(0, 1, 2 * 32 * 32 * 3).reshape(2, 32, 32, 3)
+      >>> metric.update(predictions=targets**2, targets=targets)
+      >>> f"{metric.compute():.3f}"
+      '0.184'
+
+    References:
+      Ding, Ma, Wang and Simoncelli, `Image quality assessment: unifying structure and texture similarity
+      <https://arxiv.org/abs/2004.07728>`_, 2020.
+    """
+
+    @takes(prepare_images, but=_OF_UPDATE)
+    def __init__(
+        self,
+        *,
+        network: Callable[..., Any],
+        weights: tuple[Sequence[ArrayLike], Sequence[ArrayLike]] = DISTS_WEIGHTS,
+        **options: Unpack[ImageOptions],
+    ):
+        super().__init__(prepare_images, options)
+        self.options += (("weights", _static("weights", weights)),)
+        self.network = network
+
+    def _values(self, predictions, targets, **options):
+        return dists_loss(predictions, targets, network=self.network, **options)
+
+
 def _static(name: str, value):
     """An option as JAX can compare and hash it: numbers and sequences of numbers as Python's own."""
     if value is None:
@@ -278,6 +324,8 @@ def _static(name: str, value):
         if numbers.ndim != 1:
             raise ValueError(f"{name} must be a sequence of numbers, got an array of shape {list(numbers.shape)}.")
         return tuple(numbers.tolist())
+    if name == "weights":
+        return FeatureWeights(*(tuple(tuple(check_static(name, x).tolist()) for x in of_maps) for of_maps in value))
     return value
 
 

@@ -14,6 +14,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
 # Parts of the library whose packages are not installed.
 NEED = {
     "test_cli.py": "imagecodecs",
+    "test_deep.py": "flax",
     "test_docs.py": "flax",
     "test_nnx.py": "flax",
     "test_examples.py": "flax",

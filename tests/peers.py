@@ -5,9 +5,11 @@ What is not installed is skipped. The largest difference seen is in docs/convent
 
 import importlib
 import operator
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -158,3 +160,59 @@ def differences(peer: Peer, a, b) -> dict[str, float]:
         theirs = float(peer.function(module, *(map(channels_first, (a, b)) if tensors else (a, b))))
     ours, kinds = getattr(jax_msssim, peer.metric), ("stencil", "conv")
     return {kind: abs(float(ours(a, b, implementation=kind, **peer.arguments())) - theirs) for kind in kinds}
+
+
+# --- DISTS: the peers' networks with weights of ours, nothing downloaded --------------------------------------------
+
+
+def dists_of(name: str, weights: Mapping[str, np.ndarray], a, b, dtype="float64") -> tuple[np.ndarray, np.ndarray]:
+    """A program's DISTS of batches ``[N, H, W, 3]``, with the published alpha and beta, and the gradient by ``a``."""
+    import torch
+
+    vgg = importlib.import_module("torchvision.models.vgg")
+    features = vgg.make_layers(vgg.cfgs["D"], batch_norm=False)
+    features.load_state_dict({key.removeprefix("features."): torch.tensor(x) for key, x in weights.items()})
+    network = types.SimpleNamespace(features=features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a peer's own
+        call = DISTS_PEERS[name](network, getattr(torch, dtype))
+        a, b = (torch.tensor(np.moveaxis(x, -1, 1).copy(), dtype=getattr(torch, dtype)) for x in (a, b))
+        values = call(a.requires_grad_(), b).reshape(-1)
+        values.sum().backward()
+    return values.detach().numpy(), np.moveaxis(a.grad.numpy(), 1, -1)
+
+
+def published_alpha_and_beta():
+    """As torchmetrics ships them."""
+    import torch
+
+    module = importlib.import_module("torchmetrics.functional.image.dists")
+    return torch.load(module._PATH_WEIGHT_DISTS)
+
+
+def dists_pytorch(network, dtype):
+    module = importlib.import_module("DISTS_pytorch.DISTS_pt")
+    with mock.patch.object(module.models, "vgg16", return_value=network):
+        peer = module.DISTS(load_weights=False)
+    for name, weights in published_alpha_and_beta().items():
+        getattr(peer, name).data = weights
+    return lambda a, b: peer.to(dtype)(a, b, require_grad=True)
+
+
+def dists_torchmetrics(network, dtype):
+    module = importlib.import_module("torchmetrics.functional.image.dists")
+    with mock.patch.object(module, "vgg16", return_value=network):
+        peer = module.DISTSNetwork()
+    return lambda a, b: peer.to(dtype)(a, b, require_grad=True)
+
+
+def dists_piq(network, dtype):
+    module = importlib.import_module("piq.perceptual")
+    published = mock.patch("torch.hub.load_state_dict_from_url", return_value=published_alpha_and_beta())
+    with published, mock.patch.object(module, "vgg16", return_value=network):
+        peer = module.DISTS(reduction="none")
+    peer.weights = [weights.to(dtype) for weights in peer.weights]
+    return peer.to(dtype)
+
+
+DISTS_PEERS = {"DISTS-pytorch": dists_pytorch, "torchmetrics": dists_torchmetrics, "piq": dists_piq}

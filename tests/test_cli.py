@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import formulas
 import imagecodecs
 import numpy as np
 import oracle
@@ -334,6 +336,62 @@ def test_kept_programs(cache, tmp_path):
     program.write_bytes(b"damaged")
     assert run() == expected
     assert program.stat().st_size == before.st_size
+
+
+# --- DISTS -----------------------------------------------------------------------------------------------------
+
+NO_MS_SSIM = "--convention", "SKIMAGE_WANG"  # compiles sooner
+
+
+@pytest.mark.slow
+def test_dists(command):
+    # One lies, one stands, which a network minds, and one is grey; by weights that mean nothing.
+    deep = pytest.importorskip("jax_msssim.deep")
+    arrays = {name: np.ascontiguousarray(x) for name, x in formulas.torch_arrays().items()}
+    np.savez("weights.npz", **arrays)
+    for name, pixels in {"lies": crop(20, 31), "stands": crop(31, 20), "grey": crop(24, 24, name="camera")}.items():
+        save(f"a/{name}.png", pixels)
+        save(f"b/{name}.png", pixels // 2)
+    _, out, told = command("a", "b", *NO_MS_SSIM, "--dists", "weights.npz", "--csv", "values.csv", "--json", "-")
+    assert told == []
+    rows, values = rows_of(Path("values.csv").read_text()), json.loads(out)
+    network = deep.VGG16.from_torch(arrays)
+    for row, value in zip(rows, values["pairs"], strict=True):
+        pixels = [np.broadcast_to(x, (*x.shape[:2], 3)) for x in (read(row["reference"]), read(row["test"]))]
+        expected = pytest.approx(float(deep.dists_loss(*pixels, network=network)), rel=1e-5)
+        assert (float(row["dists"]), value["dists"]) == (expected, expected)
+    assert values["mean"]["dists"] == pytest.approx(np.mean([value["dists"] for value in values["pairs"]]), rel=1e-6)
+    if importlib.util.find_spec("safetensors"):
+        importlib.import_module("safetensors.numpy").save_file(arrays, "weights.safetensors")
+        _, out, _ = command("a/grey.png", "b/grey.png", *NO_MS_SSIM, "--dists", "weights.safetensors")
+        (expected,) = (float(row["dists"]) for row in rows if row["test"] == "b/grey.png")
+        assert float(values_of(out)["dists"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("missing", "weights", "told"),
+    [
+        (None, "missing.npz", "missing.npz: cannot be read: No such file or directory"),
+        (None, "text.npz", "text.npz: "),
+        (None, "other.npz", "other.npz: weights must hold features.0.weight"),
+        ("flax", "other.npz", 'flax is not installed: pip install "jax_msssim[cli,dists]"'),
+        ("safetensors", "text.safetensors", 'safetensors is not installed: pip install "jax_msssim[cli,dists]"'),
+    ],
+)
+def test_dists_without_weights(missing, weights, told, command, monkeypatch):
+    pytest.importorskip("flax")
+    for name in ("text.npz", "text.safetensors"):
+        Path(name).write_text("no weights")
+    np.savez("other.npz", x=np.ones(1))
+    a = save("a.png", crop(20, 20))
+    if missing:
+        for module in (missing, f"{missing}.numpy"):
+            monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delitem(sys.modules, "jax_msssim._command_line.network", raising=False)
+        monkeypatch.delattr("jax_msssim._command_line.network", raising=False)
+    status, out, (line,) = command(a, a, "--dists", weights)
+    assert (status, out) == (2, "")
+    assert line.startswith(f"jax-msssim: {told}")
 
 
 # --- Files -----------------------------------------------------------------------------------------------------

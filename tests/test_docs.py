@@ -40,9 +40,9 @@ def run(name: str, *blocks: str) -> tuple[dict, list[str]]:
 
 def public() -> dict:
     """Everything public but the conventions, by its full name."""
-    modules = jax_msssim, importlib.import_module("jax_msssim.nnx")
+    modules = jax_msssim, *(importlib.import_module(f"jax_msssim.{name}") for name in ("nnx", "deep"))
     found = {f"{module.__name__}.{name}": getattr(module, name) for module in modules for name in module.__all__}
-    return found | {"jax_msssim.nnx": modules[1]}
+    return found | {module.__name__: module for module in modules[1:]}
 
 
 def entries() -> set[str]:
@@ -65,14 +65,14 @@ def test_everything_public_has_an_entry_and_nothing_else():
 
 def test_everything_public_has_an_example():  # which `make doctest` runs
     values = {name: x for name, x in public().items() if callable(x) or inspect.ismodule(x)}
-    for name in ("MSSSIMTerms", "PaddedImages"):  # have that of the function that returns them
+    for name in ("MSSSIMTerms", "PaddedImages", "deep.FeatureTerms"):  # have that of the function that returns them
         del values[f"jax_msssim.{name}"]
     assert [name for name, x in values.items() if not doctest.DocTestParser().get_examples(x.__doc__)] == []
 
 
 # --- the pages ------------------------------------------------------------------------------------------------
 
-SLOW_PAGES = [pytest.param(page, marks=pytest.mark.slow) for page in ("index.md", "guide.md", "numerics.md")]
+SLOW_PAGES = [pytest.param(page, marks=pytest.mark.slow) for page in ("index.md", "guide.md", "numerics.md", "deep.md")]
 
 
 @pytest.mark.parametrize("page", ["definition.md", *SLOW_PAGES])

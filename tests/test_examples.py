@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +72,21 @@ def test_jax_on_all_devices_and_on_one(example, monkeypatch):
     assert np.isnan(result["losses"]).tolist() == [False, False, True, False, False]
     assert result["not_finite"] == 1
     assert all(np.isfinite(kernel).all() for kernel in result["weights"])
+
+
+@pytest.mark.slow
+def test_dists(example, tmp_path):
+    # By weights that mean nothing: it runs, the network stays as it is, and the loss falls.
+    module = example("train_dists")
+    np.savez(tmp_path / "vgg16.npz", **formulas.torch_arrays())
+    network = module.read_weights(tmp_path / "vgg16.npz")
+    before = [np.asarray(x) for x in jax.tree.leaves(network)]
+    result = module.main(network, steps=20, side=SIDE, batch=2)
+    assert_learned(result, 0.95)
+    assert result["evaluation"].keys() == {"dists", "ssim"}
+    assert all(0 < value < 1 for value in result["evaluation"].values())
+    for x, y in zip(before, jax.tree.leaves(network), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.slow

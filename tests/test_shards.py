@@ -189,6 +189,19 @@ def test_other_axes(axis, implementation):
             ssim(*images, filter_size=3, implementation=implementation)
 
 
+def test_networks():
+    deep = pytest.importorskip("jax_msssim.deep")
+    mesh = explicit(space=4)
+    (cut,), message = (
+        put(mesh, LINES, pair(2, 16, 16, 1)[0]),
+        "sharded along H over 'space', and a {} needs whole images",
+    )
+    with pytest.raises(ValueError, match=message.format("network")):
+        deep.dists_loss(cut, cut, network=lambda x: [x])
+    with pytest.raises(ValueError, match=message.format("mean of maps")):
+        deep.feature_terms(cut, cut)
+
+
 def test_maps():
     mesh = explicit(space=4)
     a, b = pair(2, 16, 16, 1)

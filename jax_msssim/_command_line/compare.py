@@ -16,7 +16,7 @@ from jax_msssim import _scales
 from jax_msssim._canvases import Batch, in_batches, pair_of
 from jax_msssim._canvases import Pair as Images
 from jax_msssim._command_line.images import ImageError, luma, read_image
-from jax_msssim._command_line.programs import Programs
+from jax_msssim._command_line.programs import Programs, quiet
 from jax_msssim._losses import ms_ssim_loss, ssim_loss
 from jax_msssim._ms_ssim import fit_power_factors
 from jax_msssim._options import WANG2003
@@ -44,6 +44,8 @@ class Settings(NamedTuple):
     max_val: float | None
     cache: Path | None = None
     """A folder that keeps programs."""
+    network: Callable | None = None
+    """Of DISTS."""
 
 
 class Loaded(NamedTuple):
@@ -67,6 +69,8 @@ class Values(NamedTuple):
     ms_ssim: float | None
     ms_ssim_db: float | None
     dssim: float
+    dists: float | None
+    """None: there is no network."""
     scales: int | None
 
 
@@ -99,11 +103,20 @@ def compare(pairs: Iterable[Pair], settings: Settings) -> Iterator[Result | Fail
                 continue
             a, b = outcome.reference, outcome.test
             read[position] = outcome._replace(reference=a[:0], test=b[:0])
-            yield pair_of(position, a, b, (outcome.max_val, outcome.weights))
+            # A network tells rows from columns.
+            yield pair_of(position, a, b, (outcome.max_val, outcome.weights), turn=settings.network is None)
 
     def compute(batch: Batch) -> jax.Array:
         max_val, weights = batch.pairs[0].kind
-        return program(batch.a, batch.b, batch.sizes, np.float32(max_val), weights=weights)
+        values = program(batch.a, batch.b, batch.sizes, np.float32(max_val), weights=weights)
+        if settings.network is None:
+            return values
+        from jax_msssim.deep import dists_loss  # which needs Flax
+
+        a, b = (np.repeat(x, 3, -1) if x.shape[-1] == 1 else x for x in (batch.a, batch.b))
+        with quiet():
+            distance = dists_loss(a, b, network=settings.network, max_val=max_val, sizes=batch.sizes)
+        return jnp.concatenate([values, distance[:, None]], -1)
 
     for pair, row in in_batches(images(), compute, _BATCH_SIZE):
         yield from failures
@@ -112,10 +125,10 @@ def compare(pairs: Iterable[Pair], settings: Settings) -> Iterator[Result | Fail
     yield from failures
 
 
-def _result(loaded: Loaded, error: float, loss: float, ms_loss: float) -> Result:
+def _result(loaded: Loaded, error: float, loss: float, ms_loss: float, dists: float | None = None) -> Result:
     scales = None if loaded.weights is None else len(loaded.weights)
     ms_ssim, ms_ssim_db = (None, None) if scales is None else (1 - ms_loss, _decibels(ms_loss))
-    values = Values(_decibels(error), 1 - loss, ms_ssim, ms_ssim_db, loss / 2, scales)
+    values = Values(_decibels(error), 1 - loss, ms_ssim, ms_ssim_db, loss / 2, dists, scales)
     return Result(loaded.pair, values, loaded.transparent)
 
 

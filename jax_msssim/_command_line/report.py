@@ -14,7 +14,14 @@ from rich.text import Text
 
 from jax_msssim._command_line.compare import Failure, Result, Settings
 
-_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "ms_ssim_db": "MS-SSIM (dB)", "dssim": "D-SSIM"}
+_TITLES = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "ms_ssim_db": "MS-SSIM (dB)",
+    "dssim": "D-SSIM",
+    "dists": "DISTS",
+}
 _WORST = 5
 
 
@@ -97,7 +104,8 @@ def to_json(results: Sequence[Result], failures: Sequence[Failure], settings: Se
 
 
 def _metrics(settings: Settings) -> list[str]:
-    return [name for name in _TITLES if settings.convention.ms_ssim is not None or not name.startswith("ms")]
+    without = ["ms_ssim", "ms_ssim_db"] * (settings.convention.ms_ssim is None) + ["dists"] * (settings.network is None)
+    return [name for name in _TITLES if name not in without]
 
 
 def _columns(settings: Settings) -> list[str]:
