@@ -86,13 +86,14 @@ FAULTS = [
     # Blocks.
     Fault("_stencil/_blocks.py", "(blocks.number * blocks.rows / blocks.total)", "1.0"),
     Fault("_stencil/_layout.py", "(rows + self.window.halo) * step", "rows * step"),
-    Fault("_stencil/_blocks.py", ">= before.astype(np.int32)", ">= 0"),
-    Fault("_stencil/_blocks.py", "layout.block(whole, i) + gradients[name]", "gradients[name]"),
+    Fault("_stencil/_blocks.py", ">= before)", ">= 0"),
+    Fault("_stencil/_blocks.py", "layout.block(x, i) + gradients[name]", "gradients[name]"),
     Fault(
         "_stencil/_blocks.py",
-        "length=blocks.number",
-        "length=blocks.number - 1",
+        "number = blocks.number\n",
+        "number = blocks.number - 1\n",
     ),
+    Fault("_stencil/_blocks.py", "+ (blocks.rows - 1), np.int32", "+ 0, np.int32"),
     Fault("_stencil/_blocks.py", 'if layout.platform != "cpu" or not', "if True or not"),
     # The kernel.
     Fault("_cuda/scale.cu", "float value = 2 * variance_d", "float value = variance_d"),
@@ -154,7 +155,7 @@ FAULTS = [
     Fault("_scales.py", "size - 1 - skipped - k", "size - skipped - k"),
     Fault("_scales.py", "jnp.where(where, begun, ", "jnp.where(~where, begun, "),
     Fault("_means.py", "return places(shape, first) < limit", "return places(shape, first) <= limit"),
-    Fault("_stencil/_layout.py", "lax.min(i * rows, total - rows)", "(i * rows)"),
+    Fault("_stencil/_layout.py", "lax.min(i * rows, np.int32(total - rows))", "(i * rows)"),
     Fault("_stencil/_blocks.py", "if sizes:  # there may be NaN", "if False:  # there may be NaN"),
     Fault("_stencil/_term_means.py", "dx if pixels is None else selected(pixels, dx)", "dx"),
     Fault("_stencil/_term_means.py", "functools.reduce(lax.mul, along)[", "along[0]["),
