@@ -97,6 +97,7 @@ class Plan(NamedTuple):
 BATCH = Work("ms_ssim", (8, 256, 256, 3))
 HD = Work("ms_ssim", (1, 1080, 1920, 3))
 UHD = Work("ms_ssim", (1, 2160, 3840, 3), passes_of_peers=("forward",))
+VOLUME = Work("ssim", (1, 222, 222, 222, 1))
 
 FULL = Plan(
     checked=(
@@ -113,7 +114,7 @@ FULL = Plan(
         Work("ssim", (32, 128, 128, 1)),
         Work("ssim", (1, 96, 96, 96, 1)),
     ),
-    in_own_process=(BATCH, HD, Work("ssim", (8, 256, 256, 3))),
+    in_own_process=(BATCH, HD, Work("ssim", (8, 256, 256, 3)), VOLUME),
     launched=None,
     evaluated=Crops(24, 200, 800),
     native=tuple(

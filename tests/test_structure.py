@@ -97,3 +97,22 @@ def test_memory_of_large_images(function, shape, dtype, images):
     assert re.search(r" while\(", program.as_text())
     # JAX takes what is the same in every block out of the loop: to be read from memory, block after block.
     assert not re.search(r"= f32\[\d+,\d+,\d+\]\S* call\(\)", program.as_text())
+
+
+@on_cpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "dtype", "bytes_of_a_pixel"),
+    [
+        # A block of 32 rows leaves one, which JAX 0.9 copies. MS-SSIM has two arrays of each coarser scale, a quarter
+        # as large as the one before.
+        (ssim, "uint8", 2 * 4 / 32),
+        (ms_ssim, "uint8", 2 * 4 / 32 + 8 / 3),
+        (jax.value_and_grad(lambda a, b: ssim_loss(a, b).sum()), "float32", 2 * 4 / 32 + 4),
+    ],
+    ids=["ssim", "ms_ssim", "gradient"],
+)
+def test_more_than_two_to_the_31_pixels(function, dtype, bytes_of_a_pixel):
+    side = 46_400
+    memory = compiled(function, 1, side, side, 1, dtype=dtype).memory_analysis().temp_size_in_bytes
+    assert memory <= (bytes_of_a_pixel + 0.05) * side**2
