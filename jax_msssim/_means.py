@@ -60,7 +60,8 @@ def mean_positions(x: jax.Array, counted: jax.Array | None, axes: range, cut_ove
     for _ in axes:
         x, weights = weighted_mean(x, weights, axes.start)
     if cut_over:
-        x, weights = lax.pmean((weights * x, weights), cut_over)
+        # One by one: JAX 0.7 cannot differentiate them together, where only one is.
+        x, weights = lax.pmean(weights * x, cut_over), lax.pmean(weights, cut_over)
         x = x / or_one(weights)
     return jnp.where(weights > 0, x, jnp.nan)
 

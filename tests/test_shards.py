@@ -9,6 +9,7 @@ import pytest
 from functions import assert_same, function_of, pair, total
 from images import random_pair
 from jax.sharding import AxisType, NamedSharding
+from test_other_platforms import program_of
 from test_sharding import COLLECTIVES, value_and_gradients
 
 from jax_msssim import fit_power_factors, ms_ssim, ssim, ssim_map
@@ -89,6 +90,19 @@ def test_as_on_one_device(name, options, shape, axes, spec, arrays):
         assert_same(jax.device_get(x), jax.device_get(y), tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", [None, "tpu"])
+def test_programs_of_other_platforms(platform):
+    function, images = value_and_gradients(function_of("ms_ssim", max_val=2.0)), pair(2, 32, 20, 1)
+    expected = jax.device_get(jax.jit(function)(*images))
+    mesh = explicit(space=4)
+    with program_of(platform), jax.set_mesh(mesh):
+        got, _ = compiled(function, *put(mesh, LINES, *images))
+    # Those by matrices take variances as differences, of numbers below 1.
+    for x, y, tolerance in zip(got, expected, (VALUE, GRADIENT), strict=True):
+        assert_same(jax.device_get(x), y, tolerance)
+
+
 # --- what moves -------------------------------------------------------------------------------------------------
 
 BYTES = {"f32": 4, "s32": 4, "pred": 1}
@@ -152,6 +166,7 @@ def test_automatic_mesh(axes):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ < (0, 9), reason="JAX cannot map a shard_map over an axis of the mesh")
 def test_vmap_and_second_derivatives():
     a, b = pair(4, 16, 10, 1)
     function = function_of("ssim")
