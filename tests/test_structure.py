@@ -104,10 +104,10 @@ def test_memory_of_large_images(function, shape, dtype, images):
 @pytest.mark.parametrize(
     ("function", "dtype", "bytes_of_a_pixel"),
     [
-        # A block of 32 rows leaves one, which JAX 0.9 copies. MS-SSIM has two arrays of each coarser scale, a quarter
-        # as large as the one before.
+        # A block of 32 rows leaves one. MS-SSIM has two arrays of each coarser scale, a quarter as large as the one
+        # before. JAX 0.9 copies both.
         (ssim, "uint8", 2 * 4 / 32),
-        (ms_ssim, "uint8", 2 * 4 / 32 + 8 / 3),
+        (ms_ssim, "uint8", 2 * (4 / 32 + 8 / 3)),
         (jax.value_and_grad(lambda a, b: ssim_loss(a, b).sum()), "float32", 2 * 4 / 32 + 4),
     ],
     ids=["ssim", "ms_ssim", "gradient"],

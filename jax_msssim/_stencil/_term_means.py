@@ -128,14 +128,11 @@ def _windows(layout: Layout, scale: Scale) -> list[jax.Array]:
 
 def _halved(layout: Layout, scale: Scale) -> tuple[jax.Array, jax.Array | None]:
     # Folded outside of the stage, as the loop over blocks has them: else XLA copies what both use.
-    images, share = _folded_means(layout, scale._replace(images=jax.tree.map(fold, scale.images)))
-    return layout.unfold(images), share
+    return _folded_means(layout, scale)
 
 
 @stage()
 def _folded_means(layout: Layout, scale: Scale) -> tuple[jax.Array, jax.Array | None]:
-    scale = scale._replace(images=jax.tree.map(layout.unfold, scale.images))
-
     def mean(x):
         for axis in range(-layout.window.spatial_ndim - 1, -1):
             x = _split(x, axis)  # of size 2 is then the axis itself
@@ -144,7 +141,7 @@ def _folded_means(layout: Layout, scale: Scale) -> tuple[jax.Array, jax.Array | 
 
     pair = centred(*scale.images, *scale.centres) if isinstance(scale.images, tuple) else unstacked(scale.images)
     images, share = halved(pair, scale, mean)
-    return stacked(*map(fold, images)), share
+    return stacked(*images), share
 
 
 def _tangents(pyramid: Pyramid, dx: jax.Array, first: Scale) -> list[jax.Array]:
