@@ -19,8 +19,9 @@ examples:
   jax-msssim originals/ decoded/ --csv values.csv
   jax-msssim originals/ decoded/ --luma --convention PYTORCH_MSSSIM --json -
 
-Files are PNG, JPEG, TIFF or WebP. Those of two folders are paired by name,
-sub-folders included: x/a.png with x/a.png, or else with x/a.jpg.
+Files are PNG, JPEG, JPEG 2000, TIFF, WebP, BMP, GIF, PBM, PGM or PPM.
+Those of two folders are paired by name, sub-folders included: x/a.png with
+x/a.png, or else with x/a.jpg.
 Exit status: 0, or 2 if anything could not be read, compared or written.
 """
 

@@ -7,8 +7,10 @@ import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import formulas
@@ -27,6 +29,7 @@ from jax_msssim import cli, conventions
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "jax_msssim"]
+WHITE = np.uint8(255)
 EXACT = 2e-7  # seven digits are printed, of numbers of order 1
 
 
@@ -70,6 +73,21 @@ def save_deep(path, pixels):
     """A PNG of as many bits as the pixels have, whatever the name says."""
     plain = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     Path(path).write_bytes(imagecodecs.png_encode(np.ascontiguousarray(plain)))
+
+
+def interlaced(path, pixels):
+    """A PNG of 16 bits in the seven passes of Adam7, which no library at hand writes."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = [pixels[top::down, left::right].astype(">u2") for top, left, down, right in passes]
+    data = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
+    height, width, _ = pixels.shape
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 1)),
+        (b"IDAT", zlib.compress(data)),
+        (b"IEND", b""),
+    ]
+    body = [struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x)) for name, x in chunks]
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
 
 
 def read(path):
@@ -409,6 +427,20 @@ def test_formats(command):
     def tiff(path, pixels, photometric="rgb", **options):
         tifffile.imwrite(path, pixels, photometric=photometric, **options)
 
+    def plain_pgm(path, pixels):
+        Path(path).write_text(f"P2 24 24 255\n{' '.join(map(str, pixels.ravel()))}\n")
+
+    def deep_pgm(path, pixels):
+        Path(path).write_bytes(b"P5\n# 16 bits\n24 24 65535\n" + pixels.astype(">u2").tobytes())
+
+    def deep_jpeg2000(path, pixels):
+        Path(path).write_bytes(imagecodecs.jpeg2k_encode(np.squeeze(pixels), level=0, codecformat="j2k"))
+
+    def with_overview(path, pixels):
+        with tifffile.TiffWriter(path) as file:
+            file.write(pixels, photometric="rgb")
+            file.write(pixels[::2, ::2].copy(), photometric="rgb", subfiletype=1)
+
     def with_opaque(pixels):
         return np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
 
@@ -432,6 +464,22 @@ def test_formats(command):
         ("palette.png", lambda path, _: palette.save(path), of_palette, {}),
         ("grey_alpha.png", lambda path, x: save(path, with_opaque(x)), colour[..., :1], {}),
         ("premultiplied.tif", lambda path, x: tiff(path, with_opaque(x), extrasamples=["assocalpha"]), colour, {}),
+        *((f"{x.shape[-1]}.{suffix}", save, x, {}) for x in (colour, colour[..., :1]) for suffix in ("bmp", "jp2")),
+        ("colour.ppm", save, colour, {}),
+        ("grey.pgm", save, colour[..., :1], {}),
+        ("plain.pgm", plain_pgm, colour[..., :1], {}),
+        (
+            "plain.pbm",
+            lambda path, x: PIL.Image.fromarray(x[..., 0] > 0).save(path),
+            (colour[..., :1] > 99) * WHITE,
+            {},
+        ),
+        ("deep.pgm", deep_pgm, noise[..., :1], {}),
+        ("palette.gif", lambda path, _: palette.save(path), of_palette, {}),
+        *((f"deep{x.shape[-1]}.j2k", deep_jpeg2000, x, {}) for x in (noise, noise[..., :1])),
+        ("overview.tif", with_overview, colour, {}),
+        ("without_missing.tif", lambda path, x: tiff(path, x, extratags=[(42113, 2, 0, "1", True)]), colour, {}),
+        ("interlaced.png", interlaced, noise, {}),
     ]
     for name, write, pixels, options in files:
         write(f"a/{name}", pixels, **options)
@@ -469,6 +517,14 @@ def test_formats(command):
     assert set(found.values()) == {None}  # infinite
 
 
+def test_what_libraries_tell(tmp_path):
+    # libpng minds that what is deep is interlaced.
+    interlaced(tmp_path / "a.png", np.full((24, 24, 3), 1000, np.uint16))
+    command = [*COMMAND, "a.png", "a.png", "--convention", "dm_pix"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (process.stderr, values_of(process.stdout)["ssim"]) == ("", "1")
+
+
 # --- What people do wrong --------------------------------------------------------------------------------------
 
 
@@ -483,7 +539,12 @@ def wrong_files(tmp_path_factory):
     (folder / "empty").mkdir()
     save_deep(folder / "deep.png", pixels.astype(np.uint16))
     frames = [PIL.Image.fromarray(x) for x in (pixels, 255 - pixels)]
-    frames[0].save(folder / "frames.png", save_all=True, append_images=frames[1:])
+    for name in ("frames.png", "frames.gif"):
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:])
+    (folder / "deep.ppm").write_bytes(b"P6 20 20 65535\n" + bytes(2400))
+    (folder / "10bits.pgm").write_bytes(b"P5 20 20 1023\n" + bytes(800))
+    signed = imagecodecs.jpeg2k_encode(small.astype(np.int16), level=0)
+    (folder / "signed.jp2").write_bytes(signed)
     PIL.Image.new("CMYK", (20, 20)).save(folder / "cmyk.jpg")
     for name, array, options in [
         ("compressed", pixels, {"photometric": "rgb", "compression": "jpeg"}),
@@ -495,6 +556,8 @@ def wrong_files(tmp_path_factory):
         ("float_alpha", np.zeros((20, 20, 4), np.float32), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
         ("lab", pixels, {"photometric": "cielab"}),
         ("volume", np.zeros((16, 16, 16), np.uint8), {"volumetric": True, "tile": (16, 16, 16)}),
+        ("missing", small.astype(np.float32) - 9999, {"extratags": [(42113, 2, 0, "-9999", True)]}),
+        ("lowest", small + np.finfo(np.float32).min, {}),
     ]:
         tifffile.imwrite(folder / f"{name}.tif", array, **options)
     with tifffile.TiffFile(folder / "deflated.tif") as file:
@@ -521,6 +584,12 @@ def wrong_files(tmp_path_factory):
         ("cut.tif a.png", "cut.tif: is truncated"),
         ("garbled.tif a.png", "garbled.tif: cannot be decoded"),
         ("frames.png a.png", "frames.png: has 2 frames"),
+        ("frames.gif a.png", "frames.gif: has 2 frames"),
+        ("deep.ppm a.png", "deep.ppm: says that white is 65535"),
+        ("10bits.pgm a.png", "10bits.pgm: says that white is 1023"),
+        ("signed.jp2 a.png", "signed.jp2: holds int16 samples"),
+        ("missing.tif a.png", "missing.tif: has 400 samples without data, -9999 by its tag GDAL_NODATA"),
+        ("lowest.tif a.png", "lowest.tif: holds pixels beyond 1e+15"),
         ("pages.tif a.png", "pages.tif: has 2 pages"),
         ("long.tif a.png", "long.tif: has 32 bits a sample"),
         ("nan.tif a.png", "nan.tif: holds NaN"),
