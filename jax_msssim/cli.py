@@ -164,7 +164,9 @@ def _run(options: argparse.Namespace) -> int:
         else:
             results.append(outcome)
     results.sort()
-    _note("transparent, compared over white", [path for result in results for path in result.transparent])
+    for ground in ("white", "black"):
+        transparent = [result.transparent.files for result in results if result.transparent.ground == ground]
+        _note(f"transparent, compared over {ground}", [path for files in transparent for path in files])
     if options.convention.ms_ssim is not None:
         side = _compare.smallest_side(options.convention)
         what = "MS-SSIM has fewer scales" if options.fit_scales else "no MS-SSIM (--fit-scales takes fewer scales)"

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -177,7 +178,32 @@ def test_small_and_transparent_images(command):
     over_white = np.where(alpha, crop(30, 40) // 2, 255)
     assert float(values["ssim"]) == pytest.approx(oracle.ssim(crop(30, 40), over_white, max_val=255), abs=1e-6)
     assert transparent == "jax-msssim: b.png: transparent, compared over white"
+    assert (values["transparent"], values["ground"]) == ("test", "white")
     assert small.startswith("jax-msssim: b.png: less than 161 pixels a side: no MS-SSIM (--fit-scales")
+
+
+def test_white_on_a_transparent_ground(command):
+    # A logo of white letters that is lost, or moved, differs over any ground but white.
+    logo = np.full((40, 40, 4), 255, np.uint8)
+    logo[..., 3] = 0
+    moved, flat = logo.copy(), np.full((40, 40, 3), 255, np.uint8)
+    logo[10:30, 10:30, 3] = moved[5:20, 5:35, 3] = 255
+    for name, pixels in {"moved": moved, "lost": np.zeros_like(logo), "same": logo, "flat": flat}.items():
+        save(f"a/{name}.png", logo)
+        save(f"b/{name}.png", pixels)
+    arguments = "a", "b", "--convention", "dm_pix", "--csv", "values.csv", "--json"
+    status, out, told = command(*arguments, "-")
+    assert (status, len(told)) == (0, 2)
+    pairs = {pair["test"][2:-4]: pair for pair in json.loads(out)["pairs"]}
+    for name in ("moved", "lost"):
+        shown = [x[..., :3] * (x[..., 3:] / 255) for x in (logo, read(f"b/{name}.png"))]
+        assert pairs[name]["ssim"] == pytest.approx(oracle.ssim(*shown, max_val=255), abs=1e-6)
+    found = {name: (pair["ssim"], pair["transparent"], pair["ground"]) for name, pair in pairs.items()}
+    assert found["same"] == (1, "both", "white")
+    assert found["flat"] == (1, "reference", "white")
+    assert {found[name][1:] for name in ("moved", "lost")} == {("both", "black")}
+    for row in rows_of(Path("values.csv").read_text()):
+        assert (row["transparent"], row["ground"]) == found[row["test"][2:-4]][1:]
 
 
 @pytest.mark.slow
@@ -224,7 +250,7 @@ def shown(*arguments, cwd):
                 break
     os.close(leader)
     assert process.returncode == 0
-    return text.decode()
+    return re.sub(r"\x1b\[[\d;]*m", "", text.decode())
 
 
 def test_terminal(tmp_path):
@@ -235,9 +261,12 @@ def test_terminal(tmp_path):
     text = shown("a", "b", "--convention", "dm_pix", cwd=tmp_path)
     for part in ("0/2", "2/2", "2 pairs, the worst by SSIM", "[bold]y.png", "│"):
         assert part in text
+    save(tmp_path / "b/x.png", np.full((20, 20, 4), 100, np.uint8))
     text = shown("a/x.png", "b/x.png", "--convention", "tensorflow", "--fit-scales", cwd=tmp_path)
-    for part in ("MS-SSIM, 1 scales", "D-SSIM", "│"):
+    for part in ("MS-SSIM, 1 scales", "D-SSIM", "│", "test laid over white"):
         assert part in text
+    text = shown("a", "b", "--convention", "dm_pix", cwd=tmp_path)
+    assert "1 with transparent images, laid over white or black" in " ".join(text.split())
 
 
 # --- Folders ---------------------------------------------------------------------------------------------------
@@ -266,7 +295,7 @@ def test_folders(command):
     status, out, told = command("a", "b", "--csv", "values.csv", "--json", "-", "--convention", "SKIMAGE_WANG")
     assert status == 2
     for part in (
-        "b/text.png: not a PNG, JPEG, TIFF or WebP image",
+        "b/text.png: not a PNG, JPEG, JPEG 2000, TIFF",
         "a/truncated.png: cannot be read: image file is truncated",
         "a/size.png and b/size.png: they are 32x32 RGB and 31x32 RGB",
         "a/grey.png and b/grey.png: they are 32x32 RGB and 32x32 grey; --luma",
@@ -280,7 +309,9 @@ def test_folders(command):
 
     rows = rows_of(Path("values.csv").read_text())
     assert [row["test"] for row in rows] == ["b/equal.png"] + [f"b/sub/{i}.v1.JPG" for i in range(5)]
-    assert rows[0] == {"reference": "a/equal.png", "test": "b/equal.png", "psnr": "inf", "ssim": "1", "dssim": "0"}
+    opaque = {"transparent": "none", "ground": "none"}
+    equal = {"reference": "a/equal.png", "test": "b/equal.png", "psnr": "inf", "ssim": "1", "dssim": "0"}
+    assert rows[0] == equal | opaque
     for row in rows[1:]:
         a, b = read(row["reference"]), read(row["test"])
         assert float(row["psnr"]) == pytest.approx(psnr(a, b), rel=1e-6)
@@ -303,11 +334,13 @@ def test_summary(command):
     for name, side in (("x", 161), ("y", 161), ("z", 40)):
         save(f"a/{name}.png", crop(side, side, top=ord(name)))
         save(f"b/{name}.jpg", crop(side, side, top=ord(name)), quality=30)
-    status, out, told = command("a", "b", "--csv", "c.csv")
+    status, out, told = command("a", "b", "--csv", "c.csv", "--json", "c.json")
     assert status == 0
     assert "z.jpg: less than 161 pixels" in told[0]
     rows = rows_of(Path("c.csv").read_text())
-    assert (rows[2]["ms_ssim"], rows[2]["scales"]) == ("", "")
+    assert (rows[0]["scales"], rows[2]["ms_ssim"], rows[2]["scales"]) == ("5", "", "")
+    scales = [pair["scales"] for pair in json.loads(Path("c.json").read_text())["pairs"]]
+    assert repr(scales) == "[5, 5, None]"  # no 5.0
     header, mean, median, *worst = [line.split("\t") for line in out.splitlines()]
     assert header == ["row", "pair", "psnr", "ssim", "ms_ssim", "ms_ssim_db", "dssim"]
     column = [float(row["ms_ssim"]) for row in rows[:2]]

@@ -38,12 +38,18 @@ class Image(NamedTuple):
     """``[H, W, C]`` with 1 or 3 channels: uint8, uint16, or float32."""
     max_val: float
     """White."""
-    transparent: bool
-    """Whether transparent pixels were laid over white."""
+    opacity: np.ndarray | None
+    """``[H, W, 1]`` from 0 to 1; None: all of it is opaque."""
+
+    def over(self, ground: float) -> np.ndarray:
+        """The pixels laid over a ground of one value, unrounded."""
+        if self.opacity is None:
+            return self.pixels
+        return self.pixels * self.opacity + np.float32(ground) * (1 - self.opacity)
 
 
 def read_image(path: Path, max_val: float | None = None) -> Image:
-    """An image with its orientation applied; transparent pixels lie over white, unrounded.
+    """An image with its orientation applied.
 
     Args:
       path: the file.
@@ -72,7 +78,11 @@ def read_image(path: Path, max_val: float | None = None) -> Image:
     except Exception as error:  # of the decoders, each of which has its own
         raise ImageError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from None
     depth = {"uint8": 255.0, "uint16": 65535.0}.get(str(pixels.dtype), 1.0)
-    return _over_white(_upright(pixels, orientation), max_val or depth, opaque=depth)
+    pixels, opacity = _upright(pixels, orientation), None
+    if pixels.shape[-1] in (2, 4):
+        pixels, alpha = pixels[..., :-1], pixels[..., -1:]
+        opacity = None if (alpha == depth).all() else alpha / np.float32(depth)
+    return Image(pixels, max_val or depth, opacity)
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
@@ -111,6 +121,7 @@ def _check_netpbm(image: PIL.ImageFile.ImageFile) -> None:
     """Pillow scales samples whose largest value is neither 255 nor, in grey, 65535."""
     codec, *_, arguments = image.tile[0]
     if codec != "raw" and image.mode != "1":
+        assert isinstance(arguments, tuple)
         largest = arguments[1]
         if largest != (65535 if image.mode == "I" else 255):
             raise ImageError(
@@ -168,13 +179,3 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1
     return pixels[::rows, ::columns]
-
-
-def _over_white(pixels: np.ndarray, white: float, opaque: float) -> Image:
-    if pixels.shape[-1] in (1, 3):
-        return Image(pixels, white, transparent=False)
-    colours, alpha = pixels[..., :-1], pixels[..., -1:]
-    if (alpha == opaque).all():
-        return Image(colours, white, transparent=False)
-    opacity = alpha / np.float32(opaque)
-    return Image(colours * opacity + np.float32(white) * (1 - opacity), white, transparent=True)
