@@ -1,6 +1,7 @@
 """The command ``jax-msssim``: compares two image files, or two folders of them."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0, 2 if anything failed, 130 if interrupted.
     """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that its encoding lacks are escaped, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(options)
     except _CommandError as error:
@@ -100,10 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _convention(name: str) -> conventions.Convention:
-    if name.upper() not in conventions.ALL:
-        raise argparse.ArgumentTypeError(f"unknown name {name!r}: use one of {', '.join(conventions.ALL)}")
-    return conventions.ALL[name.upper()]
+def _convention(text: str) -> conventions.Convention:
+    name = text.upper().replace("-", "_")
+    if name not in conventions.ALL:
+        raise argparse.ArgumentTypeError(f"unknown name {text!r}: use one of {', '.join(conventions.ALL)}")
+    return conventions.ALL[name]
 
 
 def _png(path: str) -> str:
@@ -132,6 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     # Imported here, so that --help does not wait for them, nor need them.
     from jax_msssim._command_line import compare as _compare
     from jax_msssim._command_line import folders as _folders
+    from jax_msssim._command_line import images as _images
     from jax_msssim._command_line import programs as _programs
     from jax_msssim._command_line import report as _report
 
@@ -149,7 +154,10 @@ def _run(options: argparse.Namespace) -> int:
     if folders:
         pairs, failures, alone = _folders.pair_folders(options.reference, options.test)
         if not pairs and not failures:
-            raise _CommandError(f"{options.reference} and {options.test}: no image of one belongs to one of the other")
+            if alone:
+                both = f"{options.reference} and {options.test}"
+                raise _CommandError(f"{both}: no image of one has the name of one of the other, {alone[0]} say")
+            raise _CommandError(f"{options.reference} and {options.test}: no {_images.KINDS} images")
         for failure in failures:
             _complain(failure.reason)
         _note("without a counterpart", alone)
@@ -214,6 +222,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> bool:
     """Finds out before the work what would fail after it; True for folders, False for images."""
+    for path in (options.reference, options.test):
+        if not os.path.exists(path):
+            raise _CommandError(f"{path}: no such file or folder")
     folders = options.reference.is_dir() and options.test.is_dir()
     if not folders and (options.reference.is_dir() or options.test.is_dir()):
         raise _CommandError(f"{options.reference} and {options.test}: one is a folder, the other is not")

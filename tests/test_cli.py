@@ -137,7 +137,7 @@ def test_two_images(command):
 def test_conventions(name, command):
     convention = conventions.ALL[name]
     a, b = save("a.png", crop(181, 177)), save("b.jpg", crop(181, 177), quality=20)
-    status, out, _ = command(a, b, "--convention", name.lower())
+    status, out, _ = command(a, b, "--convention", name.lower().replace("_", "-"))
     assert status == 0
     values, pixels = values_of(out), (read(a), read(b))
     assert float(values["psnr"]) == pytest.approx(psnr(*pixels), rel=1e-6)
@@ -237,6 +237,23 @@ def test_map(command):
     assert np.median(error) < 30
 
 
+@pytest.mark.slow
+def test_titles_of_a_map(command, monkeypatch):
+    titles = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, text, **_: titles.append(text))
+    for path in ("a/x.png", "b/x.png", "a/sub/x.png", "b/sub/x.png"):
+        save(path, crop(24, 24))
+    for pair, expected in {
+        ("a/x.png", "b/x.png"): ["a/x.png", "b/x.png"],
+        ("a/sub/x.png", "b/sub/x.png"): ["a/sub/x.png", "b/sub/x.png"],
+        ("a/x.png", "b/sub/x.png"): ["a/x.png", "sub/x.png"],
+        ("a/x.png", "a/x.png"): ["x.png", "x.png"],
+    }.items():
+        command(*pair, "--map", "map.png", "--convention", "dm_pix")
+        assert titles[:2] == expected
+        titles.clear()
+
+
 def shown(*arguments, cwd):
     """What a command that succeeds writes to a terminal."""
     leader, follower = pty.openpty()
@@ -326,6 +343,29 @@ def test_folders(command):
     assert values["median"]["ssim"] == pytest.approx(np.median(column), rel=EXACT)
     assert values["worst"] == [rows[i]["reference"].removeprefix("a/") for i in np.argsort(column)[:5]]
     assert sorted(os.listdir()) == ["a", "b", "values.csv"]  # and nothing left over
+
+
+def test_linked_sub_folders(command, monkeypatch):
+    # Data sets kept once are linked to; a link that leads up, or round, has no end; what cannot be read is told.
+    for folder in "ab":
+        for path in ("near/1.png", f"../store_{folder}/2.png"):
+            save(f"{folder}/{path}", crop(24, 24))
+        for name, target in {"far": f"../store_{folder}", "twice": "near", "up": "..", "locked/self": "."}.items():
+            Path(folder, name).parent.mkdir(exist_ok=True)
+            Path(folder, name).symlink_to(target)
+        Path(f"store_{folder}/back").symlink_to(f"../{folder}")
+    scandir = os.scandir
+
+    def guarded(path):  # root may read everything
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    status, out, told = command("a", "b", "--json", "-", "--convention", "dm_pix")
+    assert [pair["test"] for pair in json.loads(out)["pairs"]] == ["b/far/2.png", "b/near/1.png", "b/twice/1.png"]
+    expected = [f"jax-msssim: {folder}/locked: cannot be read: Permission denied" for folder in "ab"]
+    assert (status, told) == (2, [*expected, "jax-msssim: 2 of 5 pairs failed"])
 
 
 @pytest.mark.slow
@@ -550,12 +590,15 @@ def test_formats(command):
     assert set(found.values()) == {None}  # infinite
 
 
-def test_what_libraries_tell(tmp_path):
-    # libpng minds that what is deep is interlaced.
-    interlaced(tmp_path / "a.png", np.full((24, 24, 3), 1000, np.uint16))
-    command = [*COMMAND, "a.png", "a.png", "--convention", "dm_pix"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert (process.stderr, values_of(process.stdout)["ssim"]) == ("", "1")
+def test_letters_that_stdout_lacks_and_what_libraries_tell(tmp_path):
+    # libpng minds that what is deep is interlaced. And stdout has not every letter, redirected on Windows.
+    (tmp_path / "a").mkdir()
+    interlaced(tmp_path / "a" / "写真.png", np.full((24, 24, 3), 1000, np.uint16))
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    command = [*COMMAND, "a", "a", "--convention", "dm-pix"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=environment)
+    assert b"PNG" not in process.stderr
+    assert process.stdout.splitlines()[-1] == b"worst\t\\u5199\\u771f.png\tinf\t1\t0"
 
 
 # --- What people do wrong --------------------------------------------------------------------------------------
@@ -569,7 +612,10 @@ def wrong_files(tmp_path_factory):
     jpeg = save(folder / "a.jpg", pixels).read_bytes()
     save(folder / "a.png", pixels)
     save(folder / "folder/a.png", pixels)
+    save(folder / "named/b.png", pixels)
     (folder / "empty").mkdir()
+    (folder / "other").mkdir()
+    (folder / "other/a.heic").touch()
     save_deep(folder / "deep.png", pixels.astype(np.uint16))
     frames = [PIL.Image.fromarray(x) for x in (pixels, 255 - pixels)]
     for name in ("frames.png", "frames.gif"):
@@ -609,7 +655,8 @@ def wrong_files(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("missing.png a.png", "missing.png: no such file"),
+        ("missing.png a.png", "missing.png: no such file or folder"),
+        ("folder missing", "missing: no such file or folder"),
         ("empty.png a.png", "empty.png: not a PNG"),
         ("text.webp a.png", "text.webp: not a PNG"),
         ("cut.jpg a.png", "cut.jpg: cannot be read: image file is truncated"),
@@ -633,7 +680,8 @@ def wrong_files(tmp_path_factory):
         ("volume.tif a.png", "volume.tif: has the axes ZYX"),
         ("a.png deep.png", "a.png and deep.png: their white is 255 and 65535"),
         ("a.png folder", "a.png and folder: one is a folder, the other is not"),
-        ("folder empty", "folder and empty: no image of one belongs to one of the other"),
+        ("folder named", "folder and named: no image of one has the name of one of the other, folder/a.png say"),
+        ("empty other", "empty and other: no PNG, JPEG, JPEG 2000, TIFF"),
         ("a.png a.png --csv nowhere/x.csv", "nowhere/x.csv: cannot be written: there is no such folder"),
         ("a.png a.png --json folder", "folder: cannot be written: it is not a file"),
         ("a.png a.png --csv /dev/null", "/dev/null: cannot be written: it is not a file"),
