@@ -175,7 +175,7 @@ def _run(options: argparse.Namespace) -> int:
     for ground in ("white", "black"):
         transparent = [result.transparent.files for result in results if result.transparent.ground == ground]
         _note(f"transparent, compared over {ground}", [path for files in transparent for path in files])
-    if options.convention.ms_ssim is not None:
+    if options.convention.ms_ssim:
         side = _compare.smallest_side(options.convention)
         what = "MS-SSIM has fewer scales" if options.fit_scales else "no MS-SSIM (--fit-scales takes fewer scales)"
         small = [result.pair.test for result in results if result.values.scales != 5]
@@ -232,7 +232,7 @@ def _check(options: argparse.Namespace) -> bool:
         raise _CommandError("--map takes two files, not two folders")
     if options.csv == options.json == "-":
         raise _CommandError("--csv and --json cannot both go to stdout")
-    if options.fit_scales and options.convention.ms_ssim is None:
+    if options.fit_scales and not options.convention.ms_ssim:
         raise _CommandError("--fit-scales: this convention has no MS-SSIM")
     for path in (options.map, options.csv, options.json):
         if path in (None, "-"):

@@ -164,7 +164,7 @@ def load(pair: Pair, settings: Settings) -> Loaded:
     if min(reference.shape[:2]) < taps:
         raise ImageError(f"{pair.reference}: {_size(reference)} is too small: SSIM needs {taps} pixels a side")
     weights = None
-    if convention.ms_ssim is not None:
+    if convention.ms_ssim:
         if settings.fit_scales:
             weights = fit_power_factors(reference.shape[:2], downsample=convention.ms_ssim["downsample"])
         elif min(reference.shape[:2]) >= smallest_side(convention):
@@ -188,7 +188,6 @@ def _laid_over(a: Image, b: Image) -> tuple[np.ndarray, np.ndarray, str]:
 
 def smallest_side(convention: Convention) -> int:
     """Of images that have the five scales of MS-SSIM."""
-    assert convention.ms_ssim is not None
     return _scales.smallest_side(11, convention.ms_ssim["downsample"], len(WANG2003) - 1)
 
 
@@ -226,7 +225,7 @@ def _program(convention: Convention) -> Callable[..., jax.Array]:
         loss = ssim_loss(a, b, max_val=max_val, sizes=sizes, **convention.ssim)
         ms_loss = jnp.full_like(loss, jnp.nan)
         if weights is not None:
-            options = {"negative": "relu", **(convention.ms_ssim or {})}
+            options = {"negative": "relu", **convention.ms_ssim}
             ms_loss = ms_ssim_loss(a, b, max_val=max_val, sizes=sizes, power_factors=weights, **options)
         return jnp.stack([error, loss, ms_loss], -1)
 

@@ -114,12 +114,12 @@ def to_json(results: Sequence[Result], failures: Sequence[Failure], settings: Se
 
 
 def _metrics(settings: Settings) -> list[str]:
-    without = ["ms_ssim", "ms_ssim_db"] * (settings.convention.ms_ssim is None) + ["dists"] * (settings.network is None)
+    without = ["ms_ssim", "ms_ssim_db"] * (not settings.convention.ms_ssim) + ["dists"] * (settings.network is None)
     return [name for name in _TITLES if name not in without]
 
 
 def _columns(settings: Settings) -> list[str]:
-    return _metrics(settings) + ["scales"] * (settings.convention.ms_ssim is not None)
+    return _metrics(settings) + ["scales"] * bool(settings.convention.ms_ssim)
 
 
 def _transparency(result: Result) -> dict[str, str]:
