@@ -10,8 +10,8 @@ the ``TrainState`` of Flax Linen can hold it,
 ...     metric: nnx.Metric
 
 made by ``TrainState.create(metric=MSSSIM(), ...)``; the jitted step calls ``state.metric.update(...)`` and returns the
-state. ``flax.serialization`` saves the state, and restores it into one with a metric of the same class. For clu no class
-is needed::
+state. ``flax.serialization`` saves the state, and restores it into one with a metric of the same class. For clu no
+class is needed::
 
     MSSSIM = clu.metrics.Average.from_fun(lambda predictions, targets, **_: jax_msssim.ms_ssim(predictions, targets))
 """
