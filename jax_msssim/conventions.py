@@ -4,7 +4,7 @@ Each convention holds the arguments of :func:`jax_msssim.ssim` and of :func:`jax
 
     ms_ssim(a, b, max_val=1.0, **conventions.PIQ.ms_ssim)
 
-They can be compared, hashed, copied, pickled, and be static arguments of :func:`jax.jit`. ``ms_ssim`` is false where
+They can be compared, hashed, copied, pickled, and be static arguments of ``jax.jit``. ``ms_ssim`` is false where
 the program has no MS-SSIM, and says so where it is passed with ``**``. What a program does to the images before, or to
 the number after (luma, clipping, downsampling), is not part of it. The documentation has a table with the largest
 difference seen between each program and its convention.
@@ -29,7 +29,7 @@ from jax_msssim._windows import uniform_window
 
 
 class Arguments(Mapping[str, Any]):
-    """Keyword arguments that do not change."""
+    """Keyword arguments that do not change; with ``|`` and more of them they are a new dictionary."""
 
     def __init__(self, **arguments: Any):
         self._arguments = arguments
