@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 from jax_msssim._windows import uniform_window
 
 
-class Arguments(Mapping[str, Any]):
+class _Arguments(Mapping[str, Any]):
     """Keyword arguments that do not change; with ``|`` and more of them they are a new dictionary."""
 
     def __init__(self, **arguments: Any):
@@ -50,10 +50,10 @@ class Arguments(Mapping[str, Any]):
         return self._arguments | dict(others)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._arguments})"
+        return repr(self._arguments)
 
 
-class NoArguments(Arguments):
+class _NoArguments(_Arguments):
     """Those of a function that the program does not have."""
 
     def keys(self) -> NoReturn:
@@ -67,8 +67,8 @@ class NoArguments(Arguments):
 class Convention(NamedTuple):
     """The keyword arguments of one program."""
 
-    ssim: Arguments
-    ms_ssim: Arguments
+    ssim: Mapping[str, Any]
+    ms_ssim: Mapping[str, Any]
 
     def keys(self) -> NoReturn:
         """Asked for by ``**``: says what to write."""
@@ -80,29 +80,29 @@ class Convention(NamedTuple):
 
 _TORCHMETRICS = {"padding": ("valid", "reflect"), "downsample": "floor", "channel_mean": "before"}
 
-MATLAB = Convention(Arguments(), Arguments(downsample="edge"))
+MATLAB = Convention(_Arguments(), _Arguments(downsample="edge"))
 """Wang's ``ssim.m`` (2004) and ``msssim.m`` (product). ``ssim.m`` at full size; see the recipe for its downsampling."""
-TENSORFLOW = Convention(Arguments(), Arguments(downsample="edge"))
+TENSORFLOW = Convention(_Arguments(), _Arguments(downsample="edge"))
 """``tf.image.ssim`` and ``tf.image.ssim_multiscale``; Keras, metrax and plenoptic give the same."""
-PYTORCH_MSSSIM = Convention(Arguments(), Arguments(downsample="zero"))
+PYTORCH_MSSSIM = Convention(_Arguments(), _Arguments(downsample="zero"))
 """``pytorch_msssim.ssim`` and ``ms_ssim``."""
-TORCHMETRICS = Convention(Arguments(padding="reflect"), Arguments(**_TORCHMETRICS))
+TORCHMETRICS = Convention(_Arguments(padding="reflect"), _Arguments(**_TORCHMETRICS))
 """torchmetrics' ``structural_similarity_index_measure`` and its multiscale twin with ``normalize="relu"``."""
-TORCHMETRICS_SIMPLE = Convention(Arguments(padding="reflect"), Arguments(negative="shift", **_TORCHMETRICS))
+TORCHMETRICS_SIMPLE = Convention(_Arguments(padding="reflect"), _Arguments(negative="shift", **_TORCHMETRICS))
 """torchmetrics with ``normalize="simple"``."""
-PIQ = Convention(Arguments(), Arguments(downsample="edge_start"))
+PIQ = Convention(_Arguments(), _Arguments(downsample="edge_start"))
 """``piq.ssim(downsample=False)`` and ``piq.multi_scale_ssim``."""
-MONAI = Convention(Arguments(), Arguments(downsample="floor", channel_mean="before"))
+MONAI = Convention(_Arguments(), _Arguments(downsample="floor", channel_mean="before"))
 """``SSIMMetric`` and ``MultiScaleSSIMMetric`` with the Gaussian kernel."""
-KORNIA = Convention(Arguments(padding="reflect"), NoArguments())
+KORNIA = Convention(_Arguments(padding="reflect"), _NoArguments())
 """``kornia.metrics.ssim(window_size=11, eps=0)``, its mean; ``MS_SSIMLoss`` is :func:`jax_msssim.ms_ssim_l1_loss`."""
-DM_PIX = Convention(Arguments(), NoArguments())
+DM_PIX = Convention(_Arguments(), _NoArguments())
 """``dm_pix.ssim``."""
-SKIMAGE = Convention(Arguments(window=tuple(uniform_window(7).tolist()), covariance="sample"), NoArguments())
+SKIMAGE = Convention(_Arguments(window=tuple(uniform_window(7).tolist()), covariance="sample"), _NoArguments())
 """``skimage.metrics.structural_similarity`` as it comes, with a uniform window of 7 and the sample covariance."""
-SKIMAGE_WANG = Convention(Arguments(), NoArguments())
+SKIMAGE_WANG = Convention(_Arguments(), _NoArguments())
 """The same with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``."""
-FUSED_SSIM = Convention(Arguments(padding="same"), NoArguments())
+FUSED_SSIM = Convention(_Arguments(padding="same"), _NoArguments())
 """``fused_ssim`` and the loss of 3D Gaussian Splatting."""
 ALL: Mapping[str, Convention] = MappingProxyType(
     {name: value for name, value in list(globals().items()) if isinstance(value, Convention)}
