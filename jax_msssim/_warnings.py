@@ -18,8 +18,9 @@ class ImageWarning(UserWarning):
     """Images are likely not what they are taken for; nothing is changed, and a number is returned.
 
     It is given where images are NumPy arrays, before a program is compiled or called, never for arrays of JAX, whose
-    pixels are not looked at: for floating images with pixels far above 1 and no ``max_val``, and for images with more
-    channels than rows or columns suggest. ``warnings.simplefilter("ignore", ImageWarning)`` silences it.
+    pixels are not looked at: for floating images with pixels far above 1 and no ``max_val``, for images with more
+    channels than rows or columns suggest, and for those whose last channel is an opaque alpha.
+    ``warnings.simplefilter("ignore", ImageWarning)`` silences it.
 
     Examples:
       >>> import warnings
@@ -35,7 +36,7 @@ class ImageWarning(UserWarning):
 
 
 def warn_of_images(names: tuple[str, str], images: tuple, where, range_given: bool, spatial_ndim: int) -> None:
-    """Warns of a NumPy array that looks like bytes in floats, channels-first, or without a channel axis."""
+    """Warns of a NumPy array that looks like bytes in floats, channels-first, without a channel axis, or RGBA."""
     if any(isinstance(x, Tracer) for x in images):
         return
     for name, x in zip(names, images, strict=True):
@@ -56,11 +57,16 @@ def _suspicion(name: str, x: np.ndarray, where, range_given: bool, spatial_ndim:
             f"{name} of shape {list(x.shape)} is taken for an image of {channels} channels, the last axis. Grey images "
             f"need a channel axis, {name}[..., None]; channels-first ones jnp.moveaxis({name}, -3, -1)."
         )
+    some = tuple(slice(None, None, max(1, -(-side // SAMPLES))) for side in x.shape)
+    if spatial_ndim == 2 and channels in (2, 4) and _is_opaque_alpha(x[some]):
+        return (
+            f"{name} of shape {list(x.shape)} has an opaque alpha channel, it seems, which counts as a colour: the "
+            f"colours are {name}[..., :-1]."
+        )
     known = where is None or isinstance(where, np.ndarray)  # which pixels are masked: they may hold anything
     if range_given or not known or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
     valid = np.broadcast_to(True if where is None else where, x.shape)
-    some = tuple(slice(None, None, max(1, -(-side // SAMPLES))) for side in x.shape)
     largest = float(x[some].max(initial=0, where=valid[some] & np.isfinite(x[some])))
     if largest <= 2:
         return None
@@ -68,3 +74,12 @@ def _suspicion(name: str, x: np.ndarray, where, range_given: bool, spatial_ndim:
         f"{name} has pixels up to {largest:.4g} but max_val, the largest value a pixel can have, is 1.0: pass "
         "max_val=255, say."
     )
+
+
+def _is_opaque_alpha(x: np.ndarray) -> bool:
+    """Whether all of the last channel is the value of white, and the others are not one value each."""
+    white = {np.dtype(np.uint8): (255,), np.dtype(np.uint16): (65535,)}.get(x.dtype, (1, 255))
+    colours, alpha = x[..., :-1], x[..., -1]
+    axes = tuple(range(x.ndim - 1))
+    varied = x.size and (colours.min(axes) < colours.max(axes)).any()
+    return bool(varied and any((alpha == value).all() for value in white))

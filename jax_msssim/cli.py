@@ -1,6 +1,7 @@
 """The command ``jax-msssim``: compares two image files, or two folders of them."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +20,9 @@ examples:
   jax-msssim originals/ decoded/ --csv values.csv
   jax-msssim originals/ decoded/ --luma --convention PYTORCH_MSSSIM --json -
 
-Files are PNG, JPEG, TIFF or WebP. Those of two folders are paired by name,
-sub-folders included: x/a.png with x/a.png, or else with x/a.jpg.
+Files are PNG, JPEG, JPEG 2000, TIFF, WebP, BMP, GIF, PBM, PGM or PPM.
+Those of two folders are paired by name, sub-folders included: x/a.png with
+x/a.png, or else with x/a.jpg.
 Exit status: 0, or 2 if anything could not be read, compared or written.
 """
 
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0, 2 if anything failed, 130 if interrupted.
     """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that its encoding lacks are escaped, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(options)
     except _CommandError as error:
@@ -99,10 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _convention(name: str) -> conventions.Convention:
-    if name.upper() not in conventions.ALL:
-        raise argparse.ArgumentTypeError(f"unknown name {name!r}: use one of {', '.join(conventions.ALL)}")
-    return conventions.ALL[name.upper()]
+def _convention(text: str) -> conventions.Convention:
+    name = text.upper().replace("-", "_")
+    if name not in conventions.ALL:
+        raise argparse.ArgumentTypeError(f"unknown name {text!r}: use one of {', '.join(conventions.ALL)}")
+    return conventions.ALL[name]
 
 
 def _png(path: str) -> str:
@@ -131,6 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     # Imported here, so that --help does not wait for them, nor need them.
     from jax_msssim._command_line import compare as _compare
     from jax_msssim._command_line import folders as _folders
+    from jax_msssim._command_line import images as _images
     from jax_msssim._command_line import programs as _programs
     from jax_msssim._command_line import report as _report
 
@@ -148,7 +154,10 @@ def _run(options: argparse.Namespace) -> int:
     if folders:
         pairs, failures, alone = _folders.pair_folders(options.reference, options.test)
         if not pairs and not failures:
-            raise _CommandError(f"{options.reference} and {options.test}: no image of one belongs to one of the other")
+            if alone:
+                both = f"{options.reference} and {options.test}"
+                raise _CommandError(f"{both}: no image of one has the name of one of the other, {alone[0]} say")
+            raise _CommandError(f"{options.reference} and {options.test}: no {_images.KINDS} images")
         for failure in failures:
             _complain(failure.reason)
         _note("without a counterpart", alone)
@@ -163,8 +172,10 @@ def _run(options: argparse.Namespace) -> int:
         else:
             results.append(outcome)
     results.sort()
-    _note("transparent, compared over white", [path for result in results for path in result.transparent])
-    if options.convention.ms_ssim is not None:
+    for ground in ("white", "black"):
+        transparent = [result.transparent.files for result in results if result.transparent.ground == ground]
+        _note(f"transparent, compared over {ground}", [path for files in transparent for path in files])
+    if options.convention.ms_ssim:
         side = _compare.smallest_side(options.convention)
         what = "MS-SSIM has fewer scales" if options.fit_scales else "no MS-SSIM (--fit-scales takes fewer scales)"
         small = [result.pair.test for result in results if result.values.scales != 5]
@@ -211,6 +222,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> bool:
     """Finds out before the work what would fail after it; True for folders, False for images."""
+    for path in (options.reference, options.test):
+        if not os.path.exists(path):
+            raise _CommandError(f"{path}: no such file or folder")
     folders = options.reference.is_dir() and options.test.is_dir()
     if not folders and (options.reference.is_dir() or options.test.is_dir()):
         raise _CommandError(f"{options.reference} and {options.test}: one is a folder, the other is not")
@@ -218,7 +232,7 @@ def _check(options: argparse.Namespace) -> bool:
         raise _CommandError("--map takes two files, not two folders")
     if options.csv == options.json == "-":
         raise _CommandError("--csv and --json cannot both go to stdout")
-    if options.fit_scales and options.convention.ms_ssim is None:
+    if options.fit_scales and not options.convention.ms_ssim:
         raise _CommandError("--fit-scales: this convention has no MS-SSIM")
     for path in (options.map, options.csv, options.json):
         if path in (None, "-"):

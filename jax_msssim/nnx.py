@@ -10,7 +10,8 @@ the ``TrainState`` of Flax Linen can hold it,
 ...     metric: nnx.Metric
 
 made by ``TrainState.create(metric=MSSSIM(), ...)``; the jitted step calls ``state.metric.update(...)`` and returns the
-state. For clu no class is needed::
+state. ``flax.serialization`` saves the state, and restores it into one with a metric of the same class. For clu no
+class is needed::
 
     MSSSIM = clu.metrics.Average.from_fun(lambda predictions, targets, **_: jax_msssim.ms_ssim(predictions, targets))
 """
@@ -30,7 +31,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 try:
-    from flax import nnx
+    from flax import nnx, serialization
 except ImportError as error:
     raise ImportError('jax_msssim.nnx needs Flax 0.12.6 or newer: pip install "jax_msssim[flax]".') from error
 
@@ -65,6 +66,7 @@ class _MeanOverImages(nnx.Metric):
         super().__init_subclass__(**options)
         _, *parameters = inspect.signature(cls.__init__).parameters.values()
         cls.__signature__ = inspect.Signature(parameters)  # which Flax's metaclass hides
+        serialization.register_serialization_state(cls, cls._saved, cls._restored)
 
     def __init__(self, check: Callable, options: Mapping[str, Any]):
         keywords = (p for p in inspect.signature(check).parameters.values() if p.kind is p.KEYWORD_ONLY)
@@ -166,6 +168,18 @@ class _MeanOverImages(nnx.Metric):
                 "jax.make_array_from_process_local_data; or have a metric in each process, and merge them at the end."
             )
         self._set(_add(_Sums(*(placed(x, new) for x in mine)), sums))
+
+    def _saved(self) -> dict[str, Any]:
+        """The arrays, those of a network too, by their path, as ``flax.serialization`` keeps them."""
+        return _arrays(nnx.state(self))
+
+    def _restored(self, saved: dict[str, Any]) -> Self:
+        """Another metric, with the arrays that were saved."""
+        graph, state = nnx.split(self)
+        arrays = serialization.from_state_dict(_arrays(state), saved).values()
+        variables = nnx.to_flat_state(state)
+        full = [(path, variable.replace(x)) for (path, variable), x in zip(variables, arrays, strict=True)]
+        return nnx.merge(graph, nnx.from_flat_state(full))
 
 
 class SSIM(_MeanOverImages):
@@ -311,6 +325,10 @@ class DISTS(_MeanOverImages):
 
     def _values(self, predictions, targets, **options):
         return dists_loss(predictions, targets, network=self.network, **options)
+
+
+def _arrays(state: nnx.State) -> dict[str, Any]:
+    return {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def _static(name: str, value):

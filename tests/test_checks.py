@@ -306,6 +306,8 @@ def test_the_kernel_needs_a_gpu_and_a_release_that_was_tried(monkeypatch):
 # --- warnings -------------------------------------------------------------------------------------------------
 
 BYTES = np.full((16, 17, 3), 200, np.float32)
+SCREENSHOT = np.indices((16, 17)).sum(0, dtype=np.uint8)[..., None].repeat(4, -1)
+SCREENSHOT[..., 3] = 255
 
 
 @pytest.mark.parametrize(
@@ -316,6 +318,10 @@ BYTES = np.full((16, 17, 3), 200, np.float32)
         (np.zeros((2, 3, 32, 40), np.float32), {"padding": "same"}, "is taken for an image of 40 channels"),
         (BYTES.astype(jnp.bfloat16), {}, "a has pixels up to 200 but max_val"),
         (BYTES, {"where": BYTES[..., :1] > 0}, "a has pixels up to 200 but max_val"),
+        (SCREENSHOT, {}, r"a of shape \[16, 17, 4\] has an opaque alpha channel.*a\[\.\.\., :-1\]"),
+        (SCREENSHOT.astype(np.uint16) * 257, {}, "opaque alpha"),
+        (SCREENSHOT / np.float32(255), {}, "opaque alpha"),
+        (SCREENSHOT.astype(np.float32)[..., 2:], {"max_val": 255}, "opaque alpha"),
     ],
 )
 def test_warnings(image, options, message):
@@ -333,6 +339,9 @@ def test_warnings(image, options, message):
         (BYTES, {"max_val": 255}),
         (BYTES.astype(np.uint8), {}),
         (BYTES / 100, {}),
+        (SCREENSHOT[..., 1:], {}),  # its last of three channels is blank
+        (SCREENSHOT[..., [3, 0, 1, 2]], {}),
+        (np.full((16, 17, 4), 255, np.uint8), {}),
         (BYTES * np.inf, {}),
         (jnp.asarray(BYTES), {}),
         (np.zeros((2, 32, 32, 20), np.float32), {}),

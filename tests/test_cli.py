@@ -6,9 +6,12 @@ import importlib.util
 import json
 import os
 import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import formulas
@@ -27,6 +30,7 @@ from jax_msssim import cli, conventions
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "jax_msssim"]
+WHITE = np.uint8(255)
 EXACT = 2e-7  # seven digits are printed, of numbers of order 1
 
 
@@ -70,6 +74,21 @@ def save_deep(path, pixels):
     """A PNG of as many bits as the pixels have, whatever the name says."""
     plain = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     Path(path).write_bytes(imagecodecs.png_encode(np.ascontiguousarray(plain)))
+
+
+def interlaced(path, pixels):
+    """A PNG of 16 bits in the seven passes of Adam7, which no library at hand writes."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = [pixels[top::down, left::right].astype(">u2") for top, left, down, right in passes]
+    data = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
+    height, width, _ = pixels.shape
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 1)),
+        (b"IDAT", zlib.compress(data)),
+        (b"IEND", b""),
+    ]
+    body = [struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x)) for name, x in chunks]
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
 
 
 def read(path):
@@ -118,12 +137,12 @@ def test_two_images(command):
 def test_conventions(name, command):
     convention = conventions.ALL[name]
     a, b = save("a.png", crop(181, 177)), save("b.jpg", crop(181, 177), quality=20)
-    status, out, _ = command(a, b, "--convention", name.lower())
+    status, out, _ = command(a, b, "--convention", name.lower().replace("_", "-"))
     assert status == 0
     values, pixels = values_of(out), (read(a), read(b))
     assert float(values["psnr"]) == pytest.approx(psnr(*pixels), rel=1e-6)
     assert float(values["ssim"]) == pytest.approx(float(jax_msssim.ssim(*pixels, **convention.ssim)), abs=EXACT)
-    if convention.ms_ssim is None:
+    if not convention.ms_ssim:
         assert list(values) == ["psnr", "ssim", "dssim"]
     else:
         expected = float(jax_msssim.ms_ssim(*pixels, **convention.ms_ssim))
@@ -159,7 +178,32 @@ def test_small_and_transparent_images(command):
     over_white = np.where(alpha, crop(30, 40) // 2, 255)
     assert float(values["ssim"]) == pytest.approx(oracle.ssim(crop(30, 40), over_white, max_val=255), abs=1e-6)
     assert transparent == "jax-msssim: b.png: transparent, compared over white"
+    assert (values["transparent"], values["ground"]) == ("test", "white")
     assert small.startswith("jax-msssim: b.png: less than 161 pixels a side: no MS-SSIM (--fit-scales")
+
+
+def test_white_on_a_transparent_ground(command):
+    # A logo of white letters that is lost, or moved, differs over any ground but white.
+    logo = np.full((40, 40, 4), 255, np.uint8)
+    logo[..., 3] = 0
+    moved, flat = logo.copy(), np.full((40, 40, 3), 255, np.uint8)
+    logo[10:30, 10:30, 3] = moved[5:20, 5:35, 3] = 255
+    for name, pixels in {"moved": moved, "lost": np.zeros_like(logo), "same": logo, "flat": flat}.items():
+        save(f"a/{name}.png", logo)
+        save(f"b/{name}.png", pixels)
+    arguments = "a", "b", "--convention", "dm_pix", "--csv", "values.csv", "--json"
+    status, out, told = command(*arguments, "-")
+    assert (status, len(told)) == (0, 2)
+    pairs = {pair["test"][2:-4]: pair for pair in json.loads(out)["pairs"]}
+    for name in ("moved", "lost"):
+        shown = [x[..., :3] * (x[..., 3:] / 255) for x in (logo, read(f"b/{name}.png"))]
+        assert pairs[name]["ssim"] == pytest.approx(oracle.ssim(*shown, max_val=255), abs=1e-6)
+    found = {name: (pair["ssim"], pair["transparent"], pair["ground"]) for name, pair in pairs.items()}
+    assert found["same"] == (1, "both", "white")
+    assert found["flat"] == (1, "reference", "white")
+    assert {found[name][1:] for name in ("moved", "lost")} == {("both", "black")}
+    for row in rows_of(Path("values.csv").read_text()):
+        assert (row["transparent"], row["ground"]) == found[row["test"][2:-4]][1:]
 
 
 @pytest.mark.slow
@@ -193,6 +237,23 @@ def test_map(command):
     assert np.median(error) < 30
 
 
+@pytest.mark.slow
+def test_titles_of_a_map(command, monkeypatch):
+    titles = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, text, **_: titles.append(text))
+    for path in ("a/x.png", "b/x.png", "a/sub/x.png", "b/sub/x.png"):
+        save(path, crop(24, 24))
+    for pair, expected in {
+        ("a/x.png", "b/x.png"): ["a/x.png", "b/x.png"],
+        ("a/sub/x.png", "b/sub/x.png"): ["a/sub/x.png", "b/sub/x.png"],
+        ("a/x.png", "b/sub/x.png"): ["a/x.png", "sub/x.png"],
+        ("a/x.png", "a/x.png"): ["x.png", "x.png"],
+    }.items():
+        command(*pair, "--map", "map.png", "--convention", "dm_pix")
+        assert titles[:2] == expected
+        titles.clear()
+
+
 def shown(*arguments, cwd):
     """What a command that succeeds writes to a terminal."""
     leader, follower = pty.openpty()
@@ -206,7 +267,7 @@ def shown(*arguments, cwd):
                 break
     os.close(leader)
     assert process.returncode == 0
-    return text.decode()
+    return re.sub(r"\x1b\[[\d;]*m", "", text.decode())
 
 
 def test_terminal(tmp_path):
@@ -217,9 +278,12 @@ def test_terminal(tmp_path):
     text = shown("a", "b", "--convention", "dm_pix", cwd=tmp_path)
     for part in ("0/2", "2/2", "2 pairs, the worst by SSIM", "[bold]y.png", "│"):
         assert part in text
+    save(tmp_path / "b/x.png", np.full((20, 20, 4), 100, np.uint8))
     text = shown("a/x.png", "b/x.png", "--convention", "tensorflow", "--fit-scales", cwd=tmp_path)
-    for part in ("MS-SSIM, 1 scales", "D-SSIM", "│"):
+    for part in ("MS-SSIM, 1 scales", "D-SSIM", "│", "test laid over white"):
         assert part in text
+    text = shown("a", "b", "--convention", "dm_pix", cwd=tmp_path)
+    assert "1 with transparent images, laid over white or black" in " ".join(text.split())
 
 
 # --- Folders ---------------------------------------------------------------------------------------------------
@@ -248,7 +312,7 @@ def test_folders(command):
     status, out, told = command("a", "b", "--csv", "values.csv", "--json", "-", "--convention", "SKIMAGE_WANG")
     assert status == 2
     for part in (
-        "b/text.png: not a PNG, JPEG, TIFF or WebP image",
+        "b/text.png: not a PNG, JPEG, JPEG 2000, TIFF",
         "a/truncated.png: cannot be read: image file is truncated",
         "a/size.png and b/size.png: they are 32x32 RGB and 31x32 RGB",
         "a/grey.png and b/grey.png: they are 32x32 RGB and 32x32 grey; --luma",
@@ -262,7 +326,9 @@ def test_folders(command):
 
     rows = rows_of(Path("values.csv").read_text())
     assert [row["test"] for row in rows] == ["b/equal.png"] + [f"b/sub/{i}.v1.JPG" for i in range(5)]
-    assert rows[0] == {"reference": "a/equal.png", "test": "b/equal.png", "psnr": "inf", "ssim": "1", "dssim": "0"}
+    opaque = {"transparent": "none", "ground": "none"}
+    equal = {"reference": "a/equal.png", "test": "b/equal.png", "psnr": "inf", "ssim": "1", "dssim": "0"}
+    assert rows[0] == equal | opaque
     for row in rows[1:]:
         a, b = read(row["reference"]), read(row["test"])
         assert float(row["psnr"]) == pytest.approx(psnr(a, b), rel=1e-6)
@@ -279,17 +345,42 @@ def test_folders(command):
     assert sorted(os.listdir()) == ["a", "b", "values.csv"]  # and nothing left over
 
 
+def test_linked_sub_folders(command, monkeypatch):
+    # Data sets kept once are linked to; a link that leads up, or round, has no end; what cannot be read is told.
+    for folder in "ab":
+        for path in ("near/1.png", f"../store_{folder}/2.png"):
+            save(f"{folder}/{path}", crop(24, 24))
+        for name, target in {"far": f"../store_{folder}", "twice": "near", "up": "..", "locked/self": "."}.items():
+            Path(folder, name).parent.mkdir(exist_ok=True)
+            Path(folder, name).symlink_to(target)
+        Path(f"store_{folder}/back").symlink_to(f"../{folder}")
+    scandir = os.scandir
+
+    def guarded(path):  # root may read everything
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    status, out, told = command("a", "b", "--json", "-", "--convention", "dm_pix")
+    assert [pair["test"] for pair in json.loads(out)["pairs"]] == ["b/far/2.png", "b/near/1.png", "b/twice/1.png"]
+    expected = [f"jax-msssim: {folder}/locked: cannot be read: Permission denied" for folder in "ab"]
+    assert (status, told) == (2, [*expected, "jax-msssim: 2 of 5 pairs failed"])
+
+
 @pytest.mark.slow
 def test_summary(command):
     # The mean leaves out what has no MS-SSIM, and says so.
     for name, side in (("x", 161), ("y", 161), ("z", 40)):
         save(f"a/{name}.png", crop(side, side, top=ord(name)))
         save(f"b/{name}.jpg", crop(side, side, top=ord(name)), quality=30)
-    status, out, told = command("a", "b", "--csv", "c.csv")
+    status, out, told = command("a", "b", "--csv", "c.csv", "--json", "c.json")
     assert status == 0
     assert "z.jpg: less than 161 pixels" in told[0]
     rows = rows_of(Path("c.csv").read_text())
-    assert (rows[2]["ms_ssim"], rows[2]["scales"]) == ("", "")
+    assert (rows[0]["scales"], rows[2]["ms_ssim"], rows[2]["scales"]) == ("5", "", "")
+    scales = [pair["scales"] for pair in json.loads(Path("c.json").read_text())["pairs"]]
+    assert repr(scales) == "[5, 5, None]"  # no 5.0
     header, mean, median, *worst = [line.split("\t") for line in out.splitlines()]
     assert header == ["row", "pair", "psnr", "ssim", "ms_ssim", "ms_ssim_db", "dssim"]
     column = [float(row["ms_ssim"]) for row in rows[:2]]
@@ -409,6 +500,20 @@ def test_formats(command):
     def tiff(path, pixels, photometric="rgb", **options):
         tifffile.imwrite(path, pixels, photometric=photometric, **options)
 
+    def plain_pgm(path, pixels):
+        Path(path).write_text(f"P2 24 24 255\n{' '.join(map(str, pixels.ravel()))}\n")
+
+    def deep_pgm(path, pixels):
+        Path(path).write_bytes(b"P5\n# 16 bits\n24 24 65535\n" + pixels.astype(">u2").tobytes())
+
+    def deep_jpeg2000(path, pixels):
+        Path(path).write_bytes(imagecodecs.jpeg2k_encode(np.squeeze(pixels), level=0, codecformat="j2k"))
+
+    def with_overview(path, pixels):
+        with tifffile.TiffWriter(path) as file:
+            file.write(pixels, photometric="rgb")
+            file.write(pixels[::2, ::2].copy(), photometric="rgb", subfiletype=1)
+
     def with_opaque(pixels):
         return np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
 
@@ -432,6 +537,22 @@ def test_formats(command):
         ("palette.png", lambda path, _: palette.save(path), of_palette, {}),
         ("grey_alpha.png", lambda path, x: save(path, with_opaque(x)), colour[..., :1], {}),
         ("premultiplied.tif", lambda path, x: tiff(path, with_opaque(x), extrasamples=["assocalpha"]), colour, {}),
+        *((f"{x.shape[-1]}.{suffix}", save, x, {}) for x in (colour, colour[..., :1]) for suffix in ("bmp", "jp2")),
+        ("colour.ppm", save, colour, {}),
+        ("grey.pgm", save, colour[..., :1], {}),
+        ("plain.pgm", plain_pgm, colour[..., :1], {}),
+        (
+            "plain.pbm",
+            lambda path, x: PIL.Image.fromarray(x[..., 0] > 0).save(path),
+            (colour[..., :1] > 99) * WHITE,
+            {},
+        ),
+        ("deep.pgm", deep_pgm, noise[..., :1], {}),
+        ("palette.gif", lambda path, _: palette.save(path), of_palette, {}),
+        *((f"deep{x.shape[-1]}.j2k", deep_jpeg2000, x, {}) for x in (noise, noise[..., :1])),
+        ("overview.tif", with_overview, colour, {}),
+        ("without_missing.tif", lambda path, x: tiff(path, x, extratags=[(42113, 2, 0, "1", True)]), colour, {}),
+        ("interlaced.png", interlaced, noise, {}),
     ]
     for name, write, pixels, options in files:
         write(f"a/{name}", pixels, **options)
@@ -469,6 +590,17 @@ def test_formats(command):
     assert set(found.values()) == {None}  # infinite
 
 
+def test_letters_that_stdout_lacks_and_what_libraries_tell(tmp_path):
+    # libpng minds that what is deep is interlaced. And stdout has not every letter, redirected on Windows.
+    (tmp_path / "a").mkdir()
+    interlaced(tmp_path / "a" / "写真.png", np.full((24, 24, 3), 1000, np.uint16))
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    command = [*COMMAND, "a", "a", "--convention", "dm-pix"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=environment)
+    assert b"PNG" not in process.stderr
+    assert process.stdout.splitlines()[-1] == b"worst\t\\u5199\\u771f.png\tinf\t1\t0"
+
+
 # --- What people do wrong --------------------------------------------------------------------------------------
 
 
@@ -480,10 +612,18 @@ def wrong_files(tmp_path_factory):
     jpeg = save(folder / "a.jpg", pixels).read_bytes()
     save(folder / "a.png", pixels)
     save(folder / "folder/a.png", pixels)
+    save(folder / "named/b.png", pixels)
     (folder / "empty").mkdir()
+    (folder / "other").mkdir()
+    (folder / "other/a.heic").touch()
     save_deep(folder / "deep.png", pixels.astype(np.uint16))
     frames = [PIL.Image.fromarray(x) for x in (pixels, 255 - pixels)]
-    frames[0].save(folder / "frames.png", save_all=True, append_images=frames[1:])
+    for name in ("frames.png", "frames.gif"):
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:])
+    (folder / "deep.ppm").write_bytes(b"P6 20 20 65535\n" + bytes(2400))
+    (folder / "10bits.pgm").write_bytes(b"P5 20 20 1023\n" + bytes(800))
+    signed = imagecodecs.jpeg2k_encode(small.astype(np.int16), level=0)
+    (folder / "signed.jp2").write_bytes(signed)
     PIL.Image.new("CMYK", (20, 20)).save(folder / "cmyk.jpg")
     for name, array, options in [
         ("compressed", pixels, {"photometric": "rgb", "compression": "jpeg"}),
@@ -495,6 +635,8 @@ def wrong_files(tmp_path_factory):
         ("float_alpha", np.zeros((20, 20, 4), np.float32), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
         ("lab", pixels, {"photometric": "cielab"}),
         ("volume", np.zeros((16, 16, 16), np.uint8), {"volumetric": True, "tile": (16, 16, 16)}),
+        ("missing", small.astype(np.float32) - 9999, {"extratags": [(42113, 2, 0, "-9999", True)]}),
+        ("lowest", small + np.finfo(np.float32).min, {}),
     ]:
         tifffile.imwrite(folder / f"{name}.tif", array, **options)
     with tifffile.TiffFile(folder / "deflated.tif") as file:
@@ -513,7 +655,8 @@ def wrong_files(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("missing.png a.png", "missing.png: no such file"),
+        ("missing.png a.png", "missing.png: no such file or folder"),
+        ("folder missing", "missing: no such file or folder"),
         ("empty.png a.png", "empty.png: not a PNG"),
         ("text.webp a.png", "text.webp: not a PNG"),
         ("cut.jpg a.png", "cut.jpg: cannot be read: image file is truncated"),
@@ -521,6 +664,12 @@ def wrong_files(tmp_path_factory):
         ("cut.tif a.png", "cut.tif: is truncated"),
         ("garbled.tif a.png", "garbled.tif: cannot be decoded"),
         ("frames.png a.png", "frames.png: has 2 frames"),
+        ("frames.gif a.png", "frames.gif: has 2 frames"),
+        ("deep.ppm a.png", "deep.ppm: says that white is 65535"),
+        ("10bits.pgm a.png", "10bits.pgm: says that white is 1023"),
+        ("signed.jp2 a.png", "signed.jp2: holds int16 samples"),
+        ("missing.tif a.png", "missing.tif: has 400 samples without data, -9999 by its tag GDAL_NODATA"),
+        ("lowest.tif a.png", "lowest.tif: holds pixels beyond 1e+15"),
         ("pages.tif a.png", "pages.tif: has 2 pages"),
         ("long.tif a.png", "long.tif: has 32 bits a sample"),
         ("nan.tif a.png", "nan.tif: holds NaN"),
@@ -531,7 +680,8 @@ def wrong_files(tmp_path_factory):
         ("volume.tif a.png", "volume.tif: has the axes ZYX"),
         ("a.png deep.png", "a.png and deep.png: their white is 255 and 65535"),
         ("a.png folder", "a.png and folder: one is a folder, the other is not"),
-        ("folder empty", "folder and empty: no image of one belongs to one of the other"),
+        ("folder named", "folder and named: no image of one has the name of one of the other, folder/a.png say"),
+        ("empty other", "empty and other: no PNG, JPEG, JPEG 2000, TIFF"),
         ("a.png a.png --csv nowhere/x.csv", "nowhere/x.csv: cannot be written: there is no such folder"),
         ("a.png a.png --json folder", "folder: cannot be written: it is not a file"),
         ("a.png a.png --csv /dev/null", "/dev/null: cannot be written: it is not a file"),

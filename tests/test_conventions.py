@@ -1,5 +1,10 @@
 """The same numbers as other programs, where they are installed, and what a convention is."""
 
+import copy
+import dataclasses
+import pickle
+
+import jax
 import numpy as np
 import peers
 import pytest
@@ -8,6 +13,13 @@ from images import photographs, random_pair
 
 import jax_msssim
 from jax_msssim import conventions
+
+
+@dataclasses.dataclass
+class Configuration:
+    """As people keep them."""
+
+    convention: conventions.Convention
 
 
 def check(peer, a, b):
@@ -44,10 +56,30 @@ def test_map_of_scikit_image(implementation, x64):
 
 
 @pytest.mark.parametrize("name", conventions.ALL)
-def test_presets_are_plain_arguments(name):
+def test_presets(name):
     convention = conventions.ALL[name]
     assert convention is getattr(conventions, name)
-    for arguments in [mapping for mapping in convention if mapping is not None]:
-        hash(tuple(arguments.items()))
+    for arguments in convention:
         with pytest.raises(TypeError):
             arguments["k1"] = 0.02
+    # What a configuration does with its values.
+    copies = pickle.loads(pickle.dumps(convention)), copy.deepcopy(convention)
+    for other in (*copies, dataclasses.asdict(Configuration(convention))["convention"]):
+        assert (other, hash(other), repr(other)) == (convention, hash(convention), repr(convention))
+        assert dict(other.ssim) == dict(convention.ssim)
+    image = np.ones((48, 48, 1), np.float32)
+    with pytest.raises(TypeError, match=r"write ssim\(a, b, \*\*convention\.ssim\)"):
+        jax_msssim.ssim(image, image, **convention)
+    if not convention.ms_ssim:
+        with pytest.raises(TypeError, match="this program has no MS-SSIM"):
+            jax_msssim.ms_ssim(image, image, **convention.ms_ssim)
+
+
+def test_conventions_are_static_arguments():
+    image = np.linspace(0, 1, 576, dtype=np.float32).reshape(24, 24, 1)
+    compiled = jax.jit(lambda a, b, convention: jax_msssim.ssim(a, b, **convention.ssim), static_argnums=2)
+    values = {name: float(compiled(image, image**2, conventions.ALL[name])) for name in ("PIQ", "KORNIA", "SKIMAGE")}
+    assert len(set(values.values())) == 3
+    assert float(compiled(image, image**2, copy.deepcopy(conventions.PIQ))) == values["PIQ"]
+    assert conventions.PIQ != conventions.KORNIA
+    assert conventions.KORNIA.ssim | {"k1": 0.02} == {"padding": "reflect", "k1": 0.02}

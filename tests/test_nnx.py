@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import nnx, serialization
+from flax.training import train_state
 from images import random_pair
 from jax.sharding import AxisType
 from test_api import KEYWORDS, parameters
@@ -20,7 +21,7 @@ from test_checks import calls, check
 from test_sharding import over_batch
 
 import jax_msssim
-from jax_msssim.nnx import DSSIM, MSSSIM, SSIM
+from jax_msssim.nnx import DISTS, DSSIM, MSSSIM, SSIM
 
 SMALL = {"filter_size": 3}
 TWO_SCALES = {"filter_size": 3, "power_factors": (0.4, 0.6)}
@@ -395,3 +396,40 @@ def test_linen_train_state():  # and this, too
     state = namespace["TrainState"].create(apply_fn=None, params={}, tx=optax.identity(), metric=SSIM(**SMALL))
     a, b = pair(3)
     np.testing.assert_allclose(step(state, a, b).metric.compute(), ssim_of(a, b).mean(), **FLOAT32)
+
+
+def test_saved_by_flax_serialization():
+    class TrainState(train_state.TrainState):
+        metric: nnx.Metric
+
+    def create(**parts):
+        return TrainState.create(apply_fn=None, params={}, tx=optax.identity(), **parts)
+
+    a, b = pair(3)
+    state = create(metric=SSIM(**SMALL))
+    state.metric.update(predictions=a, targets=b)
+    empty = create(metric=SSIM(**SMALL))
+    restored = serialization.from_bytes(empty, serialization.to_bytes(state)).metric
+    assert np.isnan(empty.metric.compute())
+    restored.update(predictions=a, targets=a)
+    expected = (ssim_of(a, b).sum() + 3) / 6
+    np.testing.assert_allclose(restored.compute(), expected, **FLOAT32)
+    with pytest.raises(ValueError, match="metric"):
+        serialization.from_state_dict(empty, serialization.to_state_dict(state) | {"metric": {"total": 1.0}})
+
+
+def test_network_saved_by_flax_serialization():
+    class Network(nnx.Module):
+        def __init__(self, scale):
+            self.scales = nnx.List([nnx.Param(jnp.float32(scale)), nnx.Param(jnp.float32(1))])
+
+        def __call__(self, images):
+            return [scale[...] * images for scale in self.scales]
+
+    weights = [np.ones(2), np.ones(2)], [np.ones(2), np.ones(2)]
+    saved, empty = (DISTS(network=Network(scale), weights=weights) for scale in (3, 0))
+    a, b = pair(2)
+    saved.update(predictions=a, targets=b)
+    restored = serialization.from_bytes(empty, serialization.to_bytes(saved))
+    assert restored.network.scales[0][...] == 3
+    np.testing.assert_array_equal(restored.compute(), saved.compute())

@@ -15,7 +15,7 @@ import numpy as np
 from jax_msssim import _scales
 from jax_msssim._canvases import Batch, in_batches, pair_of
 from jax_msssim._canvases import Pair as Images
-from jax_msssim._command_line.images import ImageError, luma, read_image
+from jax_msssim._command_line.images import Image, ImageError, luma, read_image
 from jax_msssim._command_line.programs import Programs, quiet
 from jax_msssim._losses import ms_ssim_loss, ssim_loss
 from jax_msssim._ms_ssim import fit_power_factors
@@ -48,6 +48,13 @@ class Settings(NamedTuple):
     """Of DISTS."""
 
 
+class Transparent(NamedTuple):
+    """The files of a pair that are not opaque, and what they were laid over: ``"white"`` or ``"black"``."""
+
+    files: list[Path]
+    ground: str | None
+
+
 class Loaded(NamedTuple):
     """A pair in memory."""
 
@@ -55,8 +62,7 @@ class Loaded(NamedTuple):
     reference: np.ndarray
     test: np.ndarray
     max_val: float
-    transparent: list[Path]
-    """The files whose transparent pixels were laid over white."""
+    transparent: Transparent
     weights: tuple[float, ...] | None
     """Of the scales of MS-SSIM; None: it has none."""
 
@@ -79,7 +85,7 @@ class Result(NamedTuple):
 
     pair: Pair
     values: Values
-    transparent: list[Path]
+    transparent: Transparent
 
 
 class Failure(NamedTuple):
@@ -143,7 +149,9 @@ def load(pair: Pair, settings: Settings) -> Loaded:
       ImageError: a file cannot be read, or the two do not go together.
     """
     images = [read_image(path, settings.max_val) for path in (pair.reference, pair.test)]
-    reference, test = (luma(image.pixels) if settings.luma else image.pixels for image in images)
+    if settings.luma:
+        images = [image._replace(pixels=luma(image.pixels)) for image in images]
+    reference, test = (image.pixels for image in images)
     if reference.shape != test.shape:
         shapes = " and ".join(_size(x) for x in (reference, test))
         hint = "; --luma compares grey with RGB" if reference.shape[:2] == test.shape[:2] else ""
@@ -156,19 +164,30 @@ def load(pair: Pair, settings: Settings) -> Loaded:
     if min(reference.shape[:2]) < taps:
         raise ImageError(f"{pair.reference}: {_size(reference)} is too small: SSIM needs {taps} pixels a side")
     weights = None
-    if convention.ms_ssim is not None:
+    if convention.ms_ssim:
         if settings.fit_scales:
             weights = fit_power_factors(reference.shape[:2], downsample=convention.ms_ssim["downsample"])
         elif min(reference.shape[:2]) >= smallest_side(convention):
             weights = WANG2003
+    reference, test, ground = _laid_over(*images)
+    files = [path for path, image in zip(pair[1:], images, strict=True) if image.opacity is not None]
     dtype = np.result_type(reference, test)
-    transparent = [path for path, image in zip(pair[1:], images, strict=True) if image.transparent]
-    return Loaded(pair, reference.astype(dtype), test.astype(dtype), images[0].max_val, transparent, weights)
+    arrays = reference.astype(dtype), test.astype(dtype)
+    return Loaded(pair, *arrays, images[0].max_val, Transparent(files, ground if files else None), weights)
+
+
+def _laid_over(a: Image, b: Image) -> tuple[np.ndarray, np.ndarray, str]:
+    """Both over white; or, of two whose opacity differs, over black where they differ more there."""
+    over_white = a.over(a.max_val), b.over(b.max_val)
+    if a.opacity is None or b.opacity is None or np.array_equal(a.opacity, b.opacity):
+        return *over_white, "white"
+    over_black = a.over(0), b.over(0)
+    white, black = (float(np.square(x - y).sum(dtype=np.float64)) for x, y in (over_white, over_black))
+    return (*over_black, "black") if black > white else (*over_white, "white")
 
 
 def smallest_side(convention: Convention) -> int:
     """Of images that have the five scales of MS-SSIM."""
-    assert convention.ms_ssim is not None
     return _scales.smallest_side(11, convention.ms_ssim["downsample"], len(WANG2003) - 1)
 
 
@@ -206,7 +225,7 @@ def _program(convention: Convention) -> Callable[..., jax.Array]:
         loss = ssim_loss(a, b, max_val=max_val, sizes=sizes, **convention.ssim)
         ms_loss = jnp.full_like(loss, jnp.nan)
         if weights is not None:
-            options = {"negative": "relu", **(convention.ms_ssim or {})}
+            options = {"negative": "relu", **convention.ms_ssim}
             ms_loss = ms_ssim_loss(a, b, max_val=max_val, sizes=sizes, power_factors=weights, **options)
         return jnp.stack([error, loss, ms_loss], -1)
 

@@ -1,12 +1,13 @@
 """A picture of where two images differ."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jax_msssim._command_line.compare import Loaded, Settings
+from jax_msssim._command_line.compare import Loaded, Pair, Settings
 from jax_msssim._command_line.programs import quiet
 from jax_msssim._ssim import ssim_map
 
@@ -28,7 +29,7 @@ def error_map(loaded: Loaded, settings: Settings) -> bytes:
     figure = Figure((3 * width * scale + 1.4, height * scale + 0.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
-    titles = (loaded.pair.reference.name, loaded.pair.test.name, f"1 - SSIM, from 0 to {largest:.3g}")
+    titles = (*_titles(loaded.pair), f"1 - SSIM, from 0 to {largest:.3g}")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9, parse_math=False)
         axis.set_axis_off()
@@ -40,3 +41,11 @@ def error_map(loaded: Loaded, settings: Settings) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def _titles(pair: Pair) -> tuple[str, str]:
+    """The names of both files, with as many folders as tell them apart."""
+    reference, test = pair.reference.parts, pair.test.parts
+    lengths = range(1, max(len(reference), len(test)) + 1)
+    length = next((n for n in lengths if reference[-n:] != test[-n:]), 1)
+    return str(Path(*reference[-length:])), str(Path(*test[-length:]))

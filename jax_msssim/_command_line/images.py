@@ -1,4 +1,4 @@
-"""Image files as arrays: PNG, JPEG, TIFF and WebP, with all the bits they have."""
+"""Image files as arrays, with all the bits they have."""
 
 import logging
 from pathlib import Path
@@ -7,15 +7,24 @@ from typing import NamedTuple
 import imagecodecs
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+KINDS = "PNG, JPEG, JPEG 2000, TIFF, WebP, BMP, GIF, PBM, PGM or PPM"
+SUFFIXES = tuple(
+    f".{name}"
+    for name in ("png", "jpg", "jpeg", "jp2", "j2k", "tif", "tiff", "webp", "bmp", "gif", "pbm", "pgm", "ppm")
+)
 
+_PILLOW_FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "BMP", "GIF", "PPM")
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_BIT_DEPTH = 24  # offset in the file
 _ORIENTATION = 0x0112  # in EXIF and in TIFF alike
+_GDAL_NODATA = 42113
+_LARGEST = 1e15  # of the domain of the metrics
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is for files of strangers
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it cannot read, it raises as well
+for name in ("tifffile", "imagecodecs"):  # what they cannot read, they raise as well
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class ImageError(Exception):
@@ -29,12 +38,18 @@ class Image(NamedTuple):
     """``[H, W, C]`` with 1 or 3 channels: uint8, uint16, or float32."""
     max_val: float
     """White."""
-    transparent: bool
-    """Whether transparent pixels were laid over white."""
+    opacity: np.ndarray | None
+    """``[H, W, 1]`` from 0 to 1; None: all of it is opaque."""
+
+    def over(self, ground: float) -> np.ndarray:
+        """The pixels laid over a ground of one value, unrounded."""
+        if self.opacity is None:
+            return self.pixels
+        return self.pixels * self.opacity + np.float32(ground) * (1 - self.opacity)
 
 
 def read_image(path: Path, max_val: float | None = None) -> Image:
-    """An image with its orientation applied; transparent pixels lie over white, unrounded.
+    """An image with its orientation applied.
 
     Args:
       path: the file.
@@ -55,7 +70,7 @@ def read_image(path: Path, max_val: float | None = None) -> Image:
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except PIL.UnidentifiedImageError:
-        raise ImageError(f"{path}: not a PNG, JPEG, TIFF or WebP image") from None
+        raise ImageError(f"{path}: not a {KINDS} image") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ModuleNotFoundError:
@@ -63,7 +78,11 @@ def read_image(path: Path, max_val: float | None = None) -> Image:
     except Exception as error:  # of the decoders, each of which has its own
         raise ImageError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from None
     depth = {"uint8": 255.0, "uint16": 65535.0}.get(str(pixels.dtype), 1.0)
-    return _over_white(_upright(pixels, orientation), max_val or depth, opaque=depth)
+    pixels, opacity = _upright(pixels, orientation), None
+    if pixels.shape[-1] in (2, 4):
+        pixels, alpha = pixels[..., :-1], pixels[..., -1:]
+        opacity = None if (alpha == depth).all() else alpha / np.float32(depth)
+    return Image(pixels, max_val or depth, opacity)
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
@@ -72,30 +91,54 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 
 
 def _read_with_pillow(path: Path, deep_png: bool) -> tuple[np.ndarray, int]:
-    with PIL.Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+    with PIL.Image.open(path, formats=_PILLOW_FORMATS) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # those are JPEGs of phones, with a preview behind the photograph
             raise ImageError(f"has {frames} frames, and one is compared")
+        if image.format == "PPM":
+            _check_netpbm(image)
         orientation = image.getexif().get(_ORIENTATION, 1)
-        if deep_png:  # Pillow would drop the lower 8 bits
-            pixels = imagecodecs.png_decode(path.read_bytes())
-            return pixels.reshape(*pixels.shape[:2], -1), orientation
-        mode = {"1": "L", "P": "RGB", "PA": "RGB"}.get(image.mode, image.mode)
+        mode = {"1": "L", "P": "RGB", "PA": "RGB", "I": "L", "I;16": "L"}.get(image.mode, image.mode)
         if mode not in ("L", "LA", "RGB", "RGBA"):
             raise ImageError(f"holds {mode} colours: convert it to RGB")
         if image.has_transparency_data and not mode.endswith("A"):
             mode += "A"
-        pixels = np.asarray(image.convert(mode))
+        # Of colours Pillow would drop all bits but the upper 8.
+        if deep_png:
+            pixels = imagecodecs.png_decode(path.read_bytes())
+        elif image.format == "JPEG2000":
+            pixels = imagecodecs.jpeg2k_decode(path.read_bytes())
+            if pixels.dtype not in (np.uint8, np.uint16):
+                raise ImageError(f"holds {pixels.dtype} samples: convert it to 8 or 16 bits without a sign")
+        elif image.mode == "I":
+            pixels = np.asarray(image).astype(np.uint16)
+        else:
+            pixels = np.asarray(image.convert(mode))
         return pixels.reshape(*pixels.shape[:2], -1), orientation
+
+
+def _check_netpbm(image: PIL.ImageFile.ImageFile) -> None:
+    """Pillow scales samples whose largest value is neither 255 nor, in grey, 65535."""
+    codec, *_, arguments = image.tile[0]
+    if codec != "raw" and image.mode != "1":
+        assert isinstance(arguments, tuple)
+        largest = arguments[1]
+        if largest != (65535 if image.mode == "I" else 255):
+            raise ImageError(
+                f"says that white is {largest}: convert it to PNG or TIFF, it is read with 255, or 65535 if grey"
+            )
 
 
 def _read_tiff(path: Path) -> tuple[np.ndarray, int]:
     import tifffile  # here, since it takes a tenth of a second
 
     with tifffile.TiffFile(path) as file:
-        if len(file.pages) != 1:
-            raise ImageError(f"has {len(file.pages)} pages, and one is compared")
-        page = file.pages.first
+        # Overviews and thumbnails are marked as reduced.
+        pages = [page.aspage() for page in file.pages]
+        pages = [page for page in pages if not page.is_reduced] or pages
+        if len(pages) != 1:
+            raise ImageError(f"has {len(pages)} pages, and one is compared")
+        page = pages[0]
         colours = tifffile.PHOTOMETRIC(page.photometric).name
         jpeg = page.compression == tifffile.COMPRESSION.JPEG  # decodes YCbCr to RGB
         if colours not in ("MINISBLACK", "RGB") and not (colours == "YCBCR" and jpeg):
@@ -120,6 +163,12 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, int]:
             raise ImageError(f"has extra channels ({', '.join(extra)}): convert it to grey or RGB without them")
         if not integers and not np.isfinite(pixels).all():
             raise ImageError("holds NaN or infinite pixels")
+        if _GDAL_NODATA in page.tags and (missing := np.count_nonzero(pixels == page.nodata)):
+            raise ImageError(
+                f"has {missing} samples without data, {page.nodata:g} by its tag GDAL_NODATA: fill them or drop it"
+            )
+        if not integers and np.abs(pixels).max() > _LARGEST:
+            raise ImageError(f"holds pixels beyond {_LARGEST:g}, which stand for missing ones: fill them")
         return pixels, page.tags.valueof(_ORIENTATION, 1)
 
 
@@ -130,13 +179,3 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1
     return pixels[::rows, ::columns]
-
-
-def _over_white(pixels: np.ndarray, white: float, opaque: float) -> Image:
-    if pixels.shape[-1] in (1, 3):
-        return Image(pixels, white, transparent=False)
-    colours, alpha = pixels[..., :-1], pixels[..., -1:]
-    if (alpha == opaque).all():
-        return Image(colours, white, transparent=False)
-    opacity = alpha / np.float32(opaque)
-    return Image(colours * opacity + np.float32(white) * (1 - opacity), white, transparent=True)

@@ -39,6 +39,9 @@ def print_pair(result: Result, settings: Settings, stream: TextIO) -> None:
     if not stream.isatty():
         for name in _columns(settings):
             print(name, _exact(values[name]), sep="\t", file=stream)
+        if result.transparent.files:
+            for name, text in _transparency(result).items():
+                print(name, text, sep="\t", file=stream)
         return
     table = Table("metric", "value")
     table.columns[1].justify = "right"
@@ -46,6 +49,8 @@ def print_pair(result: Result, settings: Settings, stream: TextIO) -> None:
         scales = values["scales"] if name.startswith("ms") else None
         title = _TITLES[name] if scales in (None, 5) else f"{_TITLES[name]}, {scales} scales"
         table.add_row(title, _rounded(name, values[name]))
+    if result.transparent.files:
+        table.caption = "{transparent} laid over {ground}".format(**_transparency(result))
     Console(file=stream).print(table)
 
 
@@ -58,7 +63,9 @@ def print_summary(results: Sequence[Result], settings: Settings, stream: TextIO)
             print(row.kind, row.pair, *(_exact(row.values[name]) for name in names), sep="\t", file=stream)
         return
     title = f"{len(results)} pairs, the worst by {_TITLES[_ranked_by(results)]}"
-    table = Table("", *(_TITLES[name] for name in names), title=title)
+    transparent = sum(bool(result.transparent.files) for result in results)
+    caption = f"{transparent} with transparent images, laid over white or black" if transparent else None
+    table = Table("", *(_TITLES[name] for name in names), title=title, caption=caption)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -73,28 +80,31 @@ def to_csv(results: Sequence[Result], settings: Settings) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = _columns(settings)
-    writer.writerow(["reference", "test", *names])
-    for pair, values, _ in results:
-        cells = (getattr(values, name) for name in names)
-        writer.writerow([pair.reference, pair.test, *("" if cell is None else _exact(cell) for cell in cells)])
+    writer.writerow(["reference", "test", *names, "transparent", "ground"])
+    for result in results:
+        cells = ["" if cell is None else _exact(cell) for cell in (getattr(result.values, name) for name in names)]
+        writer.writerow([result.pair.reference, result.pair.test, *cells, *_transparency(result).values()])
     return text.getvalue().encode(errors="surrogateescape")
 
 
 def to_json(results: Sequence[Result], failures: Sequence[Failure], settings: Settings) -> bytes:
     """All pairs, those that failed and why, and the summary; null for what does not exist or is infinite."""
 
-    def finite(values, names):
-        return {
-            name: float(_exact(values[name])) if values[name] is not None and math.isfinite(values[name]) else None
-            for name in names
-        }
+    def number(value):
+        if value is None or not math.isfinite(value):
+            return None
+        return value if isinstance(value, int) else float(_exact(value))
 
-    def files(pair):
-        return {"reference": str(pair.reference), "test": str(pair.test)}
+    def finite(values, names):
+        return {name: number(values[name]) for name in names}
+
+    def line(result):
+        files = {"reference": str(result.pair.reference), "test": str(result.pair.test)}
+        return files | finite(result.values._asdict(), _columns(settings)) | _transparency(result)
 
     rows = _summary(results, settings)
     content = {
-        "pairs": [files(pair) | finite(values._asdict(), _columns(settings)) for pair, values, _ in results],
+        "pairs": [line(result) for result in results],
         "failed": [{"pair": failure.name, "error": failure.reason} for failure in failures],
         "mean": finite(rows[0].values, _metrics(settings)),
         "median": finite(rows[1].values, _metrics(settings)),
@@ -104,12 +114,21 @@ def to_json(results: Sequence[Result], failures: Sequence[Failure], settings: Se
 
 
 def _metrics(settings: Settings) -> list[str]:
-    without = ["ms_ssim", "ms_ssim_db"] * (settings.convention.ms_ssim is None) + ["dists"] * (settings.network is None)
+    without = ["ms_ssim", "ms_ssim_db"] * (not settings.convention.ms_ssim) + ["dists"] * (settings.network is None)
     return [name for name in _TITLES if name not in without]
 
 
 def _columns(settings: Settings) -> list[str]:
-    return _metrics(settings) + ["scales"] * (settings.convention.ms_ssim is not None)
+    return _metrics(settings) + ["scales"] * bool(settings.convention.ms_ssim)
+
+
+def _transparency(result: Result) -> dict[str, str]:
+    """Which of the two files was transparent, and what it was laid over."""
+    pair, (files, ground) = result.pair, result.transparent
+    if not files:
+        return {"transparent": "none", "ground": "none"}
+    which = "both" if len(files) == 2 else "reference" if files == [pair.reference] else "test"
+    return {"transparent": which, "ground": str(ground)}
 
 
 def _summary(results: Sequence[Result], settings: Settings) -> list[_Row]:
