@@ -531,7 +531,7 @@ def test_metric_of_a_module():
     nnx.jit(lambda metric: metric.update(predictions=a, targets=b))(metric)
     np.testing.assert_allclose(metric.compute(), dists_loss(a, b, network=vgg16()).mean(), rtol=1e-5)
     state = nnx.state(metric, nnx.metrics.MetricState)
-    assert [x.dtype.name for x in jax.tree.leaves(state)] == ["float32", "int32", "float32"]
+    assert len(jax.tree.leaves(state)) == 4  # total, compensation, count, rounds: none of the network
 
 
 # --- the machine ----------------------------------------------------------------------------------------------
