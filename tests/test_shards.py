@@ -205,7 +205,9 @@ def test_other_axes(axis, implementation):
 
 
 def test_networks():
-    deep = pytest.importorskip("jax_msssim.deep")
+    pytest.importorskip("flax")
+    from jax_msssim import deep
+
     mesh = explicit(space=4)
     (cut,), message = (
         put(mesh, LINES, pair(2, 16, 16, 1)[0]),
