@@ -70,10 +70,10 @@ def compare(peers: Sequence[Library], works: Sequence[Work], rounds: int) -> Ite
 
 
 def first_calls(libraries: Sequence[Library], works: Sequence[Work]) -> Iterator[dict]:
-    """Memory, and the time to the first value and gradient, each in a process of its own."""
+    """Memory, and the time to the first value and gradient, or value, each in a process of its own."""
     for work in works:
         for library in [library for library in libraries if library.supports(work)]:
-            which = "value_and_grad"
+            which = work.passes_of_peers[-1]
             yield {"work": work.name, "pass": which, "library": library.name} | in_own_process(library, work, which)
 
 

@@ -101,11 +101,11 @@ def compare(records: Records) -> Table:
 
 def first_calls(records: Records) -> Table:
     rows = [
-        (r["work"], r["library"], f"{r['growth_bytes'] / MIB:,.0f}", f"{r['first_result_seconds']:.2f}")
+        (r["work"], r["pass"], r["library"], f"{r['growth_bytes'] / MIB:,.0f}", f"{r['first_result_seconds']:.2f}")
         for r in records
     ]
     notes = ["Each in a process of its own. The memory is what the first call adds at its peak, compilation included."]
-    headings = ("value_and_grad of", "library", "memory, MiB", "first result, s")
+    headings = ("work", "pass", "library", "memory, MiB", "first result, s")
     return Table("Memory and the first result", headings, rows, notes)
 
 

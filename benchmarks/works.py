@@ -97,7 +97,7 @@ class Plan(NamedTuple):
 BATCH = Work("ms_ssim", (8, 256, 256, 3))
 HD = Work("ms_ssim", (1, 1080, 1920, 3))
 UHD = Work("ms_ssim", (1, 2160, 3840, 3), passes_of_peers=("forward",))
-VOLUME = Work("ssim", (1, 222, 222, 222, 1))
+VOLUME = Work("ssim", (1, 222, 222, 222, 1), passes_of_peers=("forward",))
 
 FULL = Plan(
     checked=(
