@@ -126,13 +126,8 @@ def _windows(layout: Layout, scale: Scale) -> list[jax.Array]:
     return [lax.max(x, lax.full_like(x, 0)).reshape(*batch, 1, 1).astype(scale.dtype) for x in numbers]
 
 
-def _halved(layout: Layout, scale: Scale) -> tuple[jax.Array, jax.Array | None]:
-    # Folded outside of the stage, as the loop over blocks has them: else XLA copies what both use.
-    return _folded_means(layout, scale)
-
-
 @stage()
-def _folded_means(layout: Layout, scale: Scale) -> tuple[jax.Array, jax.Array | None]:
+def _halved(layout: Layout, scale: Scale) -> tuple[jax.Array, jax.Array | None]:
     def mean(x):
         for axis in range(-layout.window.spatial_ndim - 1, -1):
             x = _split(x, axis)  # of size 2 is then the axis itself
