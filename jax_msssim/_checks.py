@@ -12,6 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 Array = jax.Array | np.ndarray
 
+MAX_VAL_OF_INTEGERS = {"uint8": 255.0, "uint16": 65535.0}
+
 AXES = {1: "T, C", 2: "H, W, C", 3: "D, H, W, C"}
 
 # --- numbers and names ---------------------------------------------------------------------------------------

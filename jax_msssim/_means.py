@@ -57,8 +57,7 @@ def mean_positions(x: jax.Array, counted: jax.Array | None, axes: range, cut_ove
     if counted is None:
         return mean_of_map(x, axes)
     weights = jnp.broadcast_to(counted, x.shape).astype(x.dtype)
-    for _ in axes:
-        x, weights = weighted_mean(x, weights, axes.start)
+    x, weights = weighted_mean(x, weights, axes)
     if cut_over:
         # One by one: JAX 0.7 cannot differentiate them together, where only one is.
         x, weights = lax.pmean(weights * x, cut_over), lax.pmean(weights, cut_over)
@@ -66,18 +65,21 @@ def mean_positions(x: jax.Array, counted: jax.Array | None, axes: range, cut_ove
     return jnp.where(weights > 0, x, jnp.nan)
 
 
-def weighted_mean(x: jax.Array, weights: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """The mean over an axis by weights, 0 where they all are, and the mean of the weights.
+def weighted_mean(x: jax.Array, weights: jax.Array, axes: range) -> tuple[jax.Array, jax.Array]:
+    """The mean over some axes, one after another, by weights, 0 where they all are, and the mean of the weights.
 
     As the least number that weighs something, and what others are above it: for what that gains see
     :func:`mean_of_map`.
     """
-    share = mean_of_map(weights, range(axis, axis + 1))
-    largest = lax.full_like(x, jnp.finfo(x.dtype).max)
-    least = lax.stop_gradient(lax.select(weights > 0, x, largest).min(axis))
-    least = lax.select(share > 0, least, lax.full_like(share, 0))
-    above = weights * (x - lax.expand_dims(least, (axis,)))
-    return least + above.mean(axis) / or_one(share), share
+    axis = axes.start
+    for _ in axes:
+        share = mean_of_map(weights, range(axis, axis + 1))
+        largest = lax.full_like(x, jnp.finfo(x.dtype).max)
+        least = lax.stop_gradient(lax.select(weights > 0, x, largest).min(axis))
+        least = lax.select(share > 0, least, lax.full_like(share, 0))
+        above = weights * (x - lax.expand_dims(least, (axis,)))
+        x, weights = least + above.mean(axis) / or_one(share), share
+    return x, weights
 
 
 def mean_by_axis(x: jax.Array, axes: range) -> jax.Array:

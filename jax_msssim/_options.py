@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from jax_msssim._checks import (
     AXES,
+    MAX_VAL_OF_INTEGERS,
     Array,
     as_array,
     check_images,
@@ -42,8 +43,6 @@ ImplementationName = Literal["stencil", "conv", "matmul", "cuda"]
 
 WANG2003 = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five scales, finest first (Wang et al. 2003, section 3.2; they sum to 1.0001)."""
-
-MAX_VAL_OF_INTEGERS = {"uint8": 255.0, "uint16": 65535.0}
 
 
 class Options(NamedTuple):
@@ -178,7 +177,7 @@ def prepare(
     warn_of_images(names, (a, b), where, max_val is not None, spatial_ndim)
     if sizes is not None:
         sizes = check_sizes(sizes, batch, a.shape[-spatial_ndim - 1 : -1], max(sides))
-    dtype = "float64" if jnp.float64 in (_dtype(a), _dtype(b)) else "float32"
+    dtype = arithmetic(a, b)
     max_val = _max_val(names, a, b, max_val, dtype, batch)
     images = Images(own(a), own(b), max_val, None if where is None else own(where), sizes)
     return Options(statistics, k1, k2, paddings, implementation, dtype), images
@@ -276,9 +275,10 @@ def _covariance_scale(covariance: Covariance, samples: int) -> float:
     return samples / (samples - 1)
 
 
-def _dtype(x):
-    # What JAX will compute with: float64 NumPy arrays are float64 only under jax_enable_x64.
-    return jax.dtypes.canonicalize_dtype(x.dtype)
+def arithmetic(*arrays: Array) -> str:
+    """The type to compute with: float64 if JAX has one of the arrays so, else float32."""
+    # float64 NumPy arrays are float64 only under jax_enable_x64.
+    return "float64" if "float64" in [jax.dtypes.canonicalize_dtype(x.dtype).name for x in arrays] else "float32"
 
 
 def _max_val(names, a, b, max_val, dtype, batch):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jax_msssim._checks import MAX_VAL_OF_INTEGERS
+
 PACKAGE = str(Path(__file__).parent) + os.sep
 SAMPLES = 8  # along each axis: bytes as floats hold hardly so many below 3
 MANY_CHANNELS = 16
@@ -78,7 +80,8 @@ def _suspicion(name: str, x: np.ndarray, where, range_given: bool, spatial_ndim:
 
 def _is_opaque_alpha(x: np.ndarray) -> bool:
     """Whether all of the last channel is the value of white, and the others are not one value each."""
-    white = {np.dtype(np.uint8): (255,), np.dtype(np.uint16): (65535,)}.get(x.dtype, (1, 255))
+    known = MAX_VAL_OF_INTEGERS.get(x.dtype.name)
+    white = (1, 255) if known is None else (known,)
     colours, alpha = x[..., :-1], x[..., -1]
     axes = tuple(range(x.ndim - 1))
     varied = x.size and (colours.min(axes) < colours.max(axes)).any()

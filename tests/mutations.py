@@ -49,7 +49,7 @@ FAULTS = [
     Fault("_ms_ssim.py", "SOFT_EPS = 1e-2", "SOFT_EPS = 2e-2"),
     Fault("_ssim.py", "(k * max_val) ** 2", "(k * max_val**2)"),
     Fault("_options.py", "k2: float = 0.03", "k2: float = 0.3"),
-    Fault("_options.py", '"uint16": 65535.0', '"uint16": 65536.0'),
+    Fault("_checks.py", '"uint16": 65535.0', '"uint16": 65536.0'),
     Fault("_windows.py", "offsets = np.arange(size) - size // 2", "offsets = np.arange(size) - size / 2"),
     Fault("_windows.py", "np.exp(-0.5 *", "np.exp(-1.0 *"),
     Fault("_windows.py", "return weights / math.fsum(weights)", "return weights / weights.max()"),
@@ -145,7 +145,7 @@ FAULTS = [
     Fault("_losses.py", "return mean / images.max_val", "return mean"),
     Fault("_losses.py", "(1 - weight) * mean_l1(options, images)", "weight * mean_l1(options, images)"),
     # Arguments and metrics.
-    Fault("_options.py", 'dtype = "float64" if', 'dtype = "float32" if'),
+    Fault("_options.py", 'return "float64" if', 'return "float32" if'),
     Fault("_checks.py", "if a.shape != b.shape:", "if a.ndim != b.ndim:"),
     Fault("_signatures.py", "if not options.keys() <= known:", "if False:"),
     # Sizes.

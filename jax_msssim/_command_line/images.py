@@ -9,6 +9,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFile
 
+from jax_msssim._checks import MAX_VAL_OF_INTEGERS
+
 KINDS = "PNG, JPEG, JPEG 2000, TIFF, WebP, BMP, GIF, PBM, PGM or PPM"
 SUFFIXES = tuple(
     f".{name}"
@@ -77,7 +79,7 @@ def read_image(path: Path, max_val: float | None = None) -> Image:
         raise
     except Exception as error:  # of the decoders, each of which has its own
         raise ImageError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from None
-    depth = {"uint8": 255.0, "uint16": 65535.0}.get(str(pixels.dtype), 1.0)
+    depth = MAX_VAL_OF_INTEGERS.get(str(pixels.dtype), 1.0)
     pixels, opacity = _upright(pixels, orientation), None
     if pixels.shape[-1] in (2, 4):
         pixels, alpha = pixels[..., :-1], pixels[..., -1:]

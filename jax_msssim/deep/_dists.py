@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from jax_msssim._checks import Array, as_array, check_images, check_numbers, check_positive, check_where, own
 from jax_msssim._means import mean_of_map, selected, spatial_axes, weighted_mean
-from jax_msssim._options import Images, Options, prepare
+from jax_msssim._options import Images, Options, arithmetic, prepare
 from jax_msssim._scales import inside, sharded_alike
 from jax_msssim._shards import refuse_shards
 from jax_msssim._signatures import takes
@@ -294,11 +294,6 @@ def _checked_weights(weights: Any, channels: Sequence[int]) -> list[list[Array]]
     return checked
 
 
-def arithmetic(*arrays: Array) -> np.dtype:
-    """The type to compute with: float64 if an array is, else float32."""
-    return np.dtype("float64" if np.dtype("float64") in [x.dtype for x in arrays] else "float32")
-
-
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def _distance(features_a, features_b, masks, alpha, beta, c1: float, c2: float) -> jax.Array:
     with jax.named_scope("jax_msssim.dists"):
@@ -324,12 +319,7 @@ def _feature_terms(a, b, where, c1: float, c2: float) -> FeatureTerms:
         a, b, weights = selected(where, a), selected(where, b), where.astype(dtype)
 
     def mean(x):
-        if weights is None:
-            return mean_of_map(x, axes)
-        share = weights
-        for _ in axes:
-            x, share = weighted_mean(x, share, axes.start)
-        return x
+        return mean_of_map(x, axes) if weights is None else weighted_mean(x, weights, axes)[0]
 
     def centred(x):
         of_all = mean(x)

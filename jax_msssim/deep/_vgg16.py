@@ -19,7 +19,7 @@ except ImportError as error:
     raise ImportError('jax_msssim.deep needs Flax 0.12.6 or newer: pip install "jax_msssim[flax]".') from error
 
 from jax_msssim._means import selected
-from jax_msssim.deep._dists import arithmetic
+from jax_msssim._options import arithmetic
 
 # Of each stage, the place of its convolutions in torchvision's ``vgg16().features``, and their outputs.
 STAGES = (((0, 2), 64), ((5, 7), 128), ((10, 12, 14), 256), ((17, 19, 21), 512), ((24, 26, 28), 512))
