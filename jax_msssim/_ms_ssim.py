@@ -55,15 +55,25 @@ class MSSSIMTerms(NamedTuple):
 def log_ms_ssim(options: MSSSIMOptions, images: Images, power_factors: jax.Array) -> jax.Array:
     """The logarithm of MS-SSIM, ``[..., C]``, or ``[..., 1]`` where channels are averaged before the powers."""
     with jax.named_scope("jax_msssim.ms_ssim"):
-        each: tuple[Term, ...] = ("similarity",) if options.luminance == "all" else ("contrast_structure",)
-        at_last: tuple[Term, ...] = ("similarity", "product")
-        terms = (*[each] * (options.scales - 1), at_last)
-        *finer, (coarsest, product) = _term_means(options.local, images, terms, options.downsample)
-        dissimilarities = jnp.stack([*(mean for (mean,) in finer), coarsest], -2)  # 1 - x_j, [..., scales, C]
-        if options.channel_mean == "before":
-            dissimilarities, product = (x.mean(-1, keepdims=True) for x in (dissimilarities, product))
-        logs = _log_positive(dissimilarities, product, options.negative)
-        return (power_factors[..., None] * logs).sum(-2)
+        means = _term_means(options.local, images, _terms(options), options.downsample)
+        return _log_product(options, means, power_factors)
+
+
+def _terms(options: MSSSIMOptions) -> tuple[tuple[Term, ...], ...]:
+    """Those of each scale."""
+    each: tuple[Term, ...] = ("similarity",) if options.luminance == "all" else ("contrast_structure",)
+    at_last: tuple[Term, ...] = ("similarity", "product")
+    return (*[each] * (options.scales - 1), at_last)
+
+
+def _log_product(options: MSSSIMOptions, means: Sequence[tuple[jax.Array, ...]], power_factors: jax.Array) -> jax.Array:
+    """The logarithm of the product of the terms' means, each to its power."""
+    *finer, (coarsest, product) = means
+    dissimilarities = jnp.stack([*(mean for (mean,) in finer), coarsest], -2)  # 1 - x_j, [..., scales, C]
+    if options.channel_mean == "before":
+        dissimilarities, product = (x.mean(-1, keepdims=True) for x in (dissimilarities, product))
+    logs = _log_positive(dissimilarities, product, options.negative)
+    return (power_factors[..., None] * logs).sum(-2)
 
 
 def _term_means(options: Options, images: Images, terms: tuple[tuple[Term, ...], ...], downsample: Downsample):
@@ -81,6 +91,15 @@ def one_minus_ms_ssim(options: MSSSIMOptions, images: Images, power_factors: jax
 def multi_scale_similarity(options: MSSSIMOptions, images: Images, power_factors: jax.Array) -> jax.Array:
     """MS-SSIM per image."""
     return jnp.exp(log_ms_ssim(options, images, power_factors)).mean(-1)
+
+
+def one_minus_both(options: MSSSIMOptions, images: Images, power_factors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``1 - SSIM`` and ``1 - MS-SSIM`` of several scales, per image, from the same moments of the first scale."""
+    first, *coarser = _terms(options)
+    terms: tuple[tuple[Term, ...], ...] = (("similarity", *first), *coarser)
+    (similarity, *others), *means = _term_means(options.local, images, terms, options.downsample)
+    log = _log_product(options, [tuple(others), *means], power_factors)
+    return similarity.mean(-1), -jnp.expm1(log).mean(-1)
 
 
 def decibels(options: MSSSIMOptions, images: Images, power_factors: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The command ``jax-msssim``: compares two image files, or two folders of them."""
 
 import argparse
+import gc
 import io
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import TextIO
 from jax_msssim import __version__, conventions
 
 _FAILED, _INTERRUPTED = 2, 130
-_REQUIREMENTS = ("PIL", "flatbuffers", "imagecodecs", "matplotlib", "platformdirs", "rich", "tifffile")
+_REQUIREMENTS = ("PIL", "imagecodecs", "matplotlib", "platformdirs", "rich", "tifffile")
 _OF_DISTS = ("flax", "safetensors")
 _EPILOG = """\
 examples:
@@ -133,6 +134,7 @@ def _positive(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
+    gc.freeze()  # the imports so far, which the collections of those to come need not look through
     # Imported here, so that --help does not wait for them, nor need them.
     from jax_msssim._command_line import compare as _compare
     from jax_msssim._command_line import folders as _folders
@@ -248,6 +250,9 @@ def _check(options: argparse.Namespace) -> bool:
 
 def _with_progress(outcomes: Iterable, total: int, visible: bool) -> Iterator:
     """The outcomes, with a bar on stderr that counts them."""
+    if not visible:  # one that is disabled ends with an empty line all the same, before rich 15
+        yield from outcomes
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -258,9 +263,6 @@ def _with_progress(outcomes: Iterable, total: int, visible: bool) -> Iterator:
         TimeRemainingColumn,
     )
 
-    if not visible:  # one that is disabled ends with an empty line all the same, before rich 15
-        yield from outcomes
-        return
     columns = (TextColumn("pairs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield from progress.track(outcomes, total=total)

@@ -426,7 +426,7 @@ def test_kept_programs(cache, tmp_path):
     assert program.stat().st_mtime_ns == before.st_mtime_ns
     program.write_bytes(b"damaged")
     assert run() == expected
-    assert program.stat().st_size == before.st_size
+    assert program.read_bytes() != b"damaged"
 
 
 # --- DISTS -----------------------------------------------------------------------------------------------------
@@ -719,9 +719,7 @@ def test_disk_full(command, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "package", ["PIL", "flatbuffers", "imagecodecs", "matplotlib", "platformdirs", "rich", "tifffile"]
-)
+@pytest.mark.parametrize("package", ["PIL", "imagecodecs", "matplotlib", "platformdirs", "tifffile"])
 def test_missing_package(package, tmp_path):
     a = save(tmp_path / ("a.tif" if package == "tifffile" else "a.png"), crop(20, 20))
     code = f"import sys; sys.modules[{package!r}] = None; from jax_msssim.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -18,8 +18,8 @@ from jax_msssim._canvases import Pair as Images
 from jax_msssim._command_line.images import Image, ImageError, luma, read_image
 from jax_msssim._command_line.programs import Programs, quiet
 from jax_msssim._losses import ms_ssim_loss, ssim_loss
-from jax_msssim._ms_ssim import fit_power_factors
-from jax_msssim._options import WANG2003
+from jax_msssim._ms_ssim import fit_power_factors, one_minus_both
+from jax_msssim._options import WANG2003, SSIMOptions, evaluate, prepare_ms_ssim
 from jax_msssim.conventions import Convention
 
 _THREADS = min(8, os.cpu_count() or 1)
@@ -216,17 +216,23 @@ def _read_ahead(pairs: Iterable[Pair], settings: Settings) -> Iterator[Loaded | 
 
 
 def _program(convention: Convention) -> Callable[..., jax.Array]:
+    of_first_scale = {name: x for name, x in convention.ms_ssim.items() if name in SSIMOptions.__annotations__}
+    alike = of_first_scale == convention.ssim
+
     def program(a, b, sizes, max_val, *, weights):
         """The mean squared error over ``max_val**2``, ``1 - SSIM`` and ``1 - MS-SSIM`` of each pair, ``[N, 3]``."""
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        squares = jnp.square((a - b) / max_val)  # zeros beyond an image
+        squares = jnp.square((a.astype(jnp.float32) - b.astype(jnp.float32)) / max_val)  # zeros beyond an image
         samples = a.shape[-1] * sizes.prod(-1).astype(jnp.float32)
         error = squares.sum((-2, -1)).sum(-1) / samples
-        loss = ssim_loss(a, b, max_val=max_val, sizes=sizes, **convention.ssim)
-        ms_loss = jnp.full_like(loss, jnp.nan)
-        if weights is not None:
-            options = {"negative": "relu", **convention.ms_ssim}
-            ms_loss = ms_ssim_loss(a, b, max_val=max_val, sizes=sizes, power_factors=weights, **options)
-        return jnp.stack([error, loss, ms_loss], -1)
+        images = {"max_val": max_val, "sizes": sizes}
+        if weights is None:
+            loss = ssim_loss(a, b, **images, **convention.ssim)
+            return jnp.stack([error, loss, jnp.full_like(loss, jnp.nan)], -1)
+        of_scales = {**images, "power_factors": weights, "negative": "relu", **convention.ms_ssim}
+        if alike and len(weights) > 1:
+            losses = evaluate(one_minus_both, *prepare_ms_ssim(("a", "b"), a, b, **of_scales))
+        else:
+            losses = ssim_loss(a, b, **images, **convention.ssim), ms_ssim_loss(a, b, **of_scales)
+        return jnp.stack([error, *losses], -1)
 
     return program

@@ -3,15 +3,17 @@
 import contextlib
 import hashlib
 import os
+import pickle
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flatbuffers  # noqa: F401  with which JAX saves programs
 import jax
+import numpy as np
 import platformdirs
-from jax import export
+from jax.experimental import serialize_executable
 
 from jax_msssim import __version__
 
@@ -19,7 +21,7 @@ from jax_msssim import __version__
 class Programs:
     """The programs of a function, one for each shape and type of its arguments; with a folder, kept in it.
 
-    The folder holds what JAX exports of a program, which saves tracing it, and XLA's own cache, which saves compiling.
+    The folder holds them as they were compiled, for one kind of processor.
     """
 
     def __init__(self, function: Callable[..., jax.Array], name: str, folder: Path | None):
@@ -31,21 +33,21 @@ class Programs:
         key = repr((self._name, outline, static))
         if key not in self._compiled:
             program = jax.jit(self._function, static_argnames=tuple(static))
-            if self._folder is not None:
-                program, static = jax.jit(_exported(program, outline, static, self._folder, key).call), {}
             with quiet():
-                self._compiled[key] = program.lower(*outline, **static).compile()
+                if self._folder is None:
+                    self._compiled[key] = program.lower(*outline, **static).compile()
+                else:
+                    self._compiled[key] = _kept(program, outline, static, self._folder, key)
         return self._compiled[key](*arrays)
 
 
 def cache_folder() -> Path | None:
-    """Where programs are kept, if they can be; XLA's cache is turned on there, unless the user has one elsewhere."""
+    """Where programs are kept, if they can be; XLA's cache, for all others, is on there, unless the user has one."""
     folder = platformdirs.user_cache_path("jax_msssim")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    # Exported programs have no kernel for a GPU.
     if not os.access(folder, os.W_OK) or jax.default_backend() != "cpu":
         return None
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
@@ -69,14 +71,16 @@ def quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _exported(program, outline, static, folder: Path, key: str) -> export.Exported:
-    versions = __version__, jax.__version__, jax.dtypes.canonicalize_dtype("float64").name
+def _kept(program, outline, static, folder: Path, key: str) -> Callable[..., jax.Array]:
+    instructions = platform.machine(), np.show_config(mode="dicts").get("SIMD Extensions")
+    versions = __version__, jax.__version__, jax.dtypes.canonicalize_dtype("float64").name, instructions
     file = folder / f"{hashlib.sha256(repr((versions, key)).encode()).hexdigest()}.program"
     with contextlib.suppress(Exception):  # not there, or damaged
-        return export.deserialize(bytearray(file.read_bytes()))
-    made = export.export(program)(*outline, **static)
+        parts = pickle.loads(file.read_bytes())
+        return serialize_executable.deserialize_and_load(*parts, execution_devices=jax.devices()[:1])
+    compiled = program.lower(*outline, **static).compile()
     part = file.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):  # a full disk, say
-        part.write_bytes(made.serialize())
+        part.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
         part.replace(file)
-    return made
+    return compiled

@@ -8,10 +8,6 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from jax_msssim._command_line.compare import Failure, Result, Settings
 
 _TITLES = {
@@ -43,6 +39,9 @@ def print_pair(result: Result, settings: Settings, stream: TextIO) -> None:
             for name, text in _transparency(result).items():
                 print(name, text, sep="\t", file=stream)
         return
+    from rich.console import Console  # for a person, who does not mind that it takes a while
+    from rich.table import Table
+
     table = Table("metric", "value")
     table.columns[1].justify = "right"
     for name in _metrics(settings):
@@ -62,6 +61,10 @@ def print_summary(results: Sequence[Result], settings: Settings, stream: TextIO)
         for row in rows:
             print(row.kind, row.pair, *(_exact(row.values[name]) for name in names), sep="\t", file=stream)
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     title = f"{len(results)} pairs, the worst by {_TITLES[_ranked_by(results)]}"
     transparent = sum(bool(result.transparent.files) for result in results)
     caption = f"{transparent} with transparent images, laid over white or black" if transparent else None
