@@ -84,7 +84,7 @@ FAULTS = [
     Fault("_stencil/_term_means.py", "layout.unfold(image) * factor", "layout.unfold(image)"),
     Fault("_stencil/_term_means.py", "if not isinstance(dx, SymbolicZero)", "if name in IMAGES"),
     # Blocks.
-    Fault("_stencil/_blocks.py", "(blocks.number * blocks.rows / blocks.total)", "1.0"),
+    Fault("_stencil/_blocks.py", "(blocks.lines * blocks.rows / blocks.total)", "1.0"),
     Fault("_stencil/_layout.py", "(rows + self.window.halo) * step", "rows * step"),
     Fault("_stencil/_blocks.py", ">= before)", ">= 0"),
     Fault("_stencil/_blocks.py", "layout.block(x, i) + gradients[name]", "gradients[name]"),
@@ -94,6 +94,7 @@ FAULTS = [
         "number = blocks.number - 1\n",
     ),
     Fault("_stencil/_blocks.py", "+ (blocks.rows - 1), np.int32", "+ 0, np.int32"),
+    Fault("_stencil/_blocks.py", "[x + lax.dynamic_index_in_dim(whole, line, 0, False)", "[x"),
     Fault("_stencil/_blocks.py", 'if layout.platform != "cpu" or not', "if True or not"),
     # The kernel.
     Fault("_cuda/scale.cu", "float value = 2 * variance_d", "float value = variance_d"),

@@ -85,11 +85,13 @@ CASES = {
     "zhao": ("ms_ssim_l1_loss", (12, 15, 2), ZHAO | {"alpha": 0.4}),
     "zhao-signal": ("ms_ssim_l1_loss", (19, 2), ZHAO),
     "zhao-where": ("ms_ssim_l1_loss", (40, 1), ZHAO | LOOSE),
+    "ssim-many-blocks": ("ssim", (33_001, 5, 1), {}),  # several add up to a line
 }
 SLOW = {"zhao", "ssim-blocks-wide"}  # to compile
 LARGE = {
     "zhao",
     "ssim-blocks-signal",
+    "ssim-many-blocks",
     "ssim-blocks-volume",
     "ssim-blocks-wide",
     "ssim-tiles",

@@ -24,6 +24,9 @@ from jax_msssim._terms import Constants, Term, fraction_of, value_of
 # that is hidden from this code, by vmap inside shard_map say, fits as well.
 BLOCK_SAMPLES, BLOCK_MIN_ROWS, BLOCK_MAX_ROWS = 320_000, 32, 64
 
+# The means over the rows of each block are a line; those of more blocks are added up, several to a line.
+MAX_LINES = 512
+
 IMAGES = ("a", "b")
 
 # What is averaged over positions: a term, its derivative by a constant of that name, or 1 where a position counts.
@@ -53,7 +56,7 @@ def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constant
     """What a scale comes to. What ``after`` depends on, ``[..., 1, 1]``, is computed before.
 
     Returns:
-      Means over the rows of each block, ``[blocks, quantities, ..., columns * channels]``, in which positions that do
+      Means over the rows of each block, ``[lines, quantities, ..., columns * channels]``, in which positions that do
       not count are 0; and the derivatives of sums over all positions, by the names of term and image.
     """
     like, (place, step) = jax.ShapeDtypeStruct(scale.images[0].shape, scale.dtype), layout.axes[0]
@@ -67,7 +70,11 @@ def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constant
         (rows, wholes), i = carry, lax.convert_element_type(i, np.int32)  # of 64 bits under x64
         new, gradients = _block(layout, terms, wrt, scale, constants, i)
         put = functools.partial(lax.dynamic_update_slice_in_dim, allow_negative_indices=False)
-        rows = [put(whole, x[None], i, 0) for whole, x in zip(rows, new, strict=True)]
+        line = i
+        if blocks.lines < blocks.number:
+            line = lax.div(i * blocks.lines, np.int32(blocks.number))
+            new = [x + lax.dynamic_index_in_dim(whole, line, 0, False) for whole, x in zip(rows, new, strict=True)]
+        rows = [put(whole, x[None], line, 0) for whole, x in zip(rows, new, strict=True)]
         start = i * blocks.rows * step
         wholes = {name: put(x, layout.block(x, i) + gradients[name], start, place) for name, x in wholes.items()}
         return rows, wholes
@@ -89,7 +96,7 @@ def _rows(layout: Layout, blocks: Blocks, shape, wanted: tuple[list[Term], list[
     (with_gradient, rest), step = wanted, layout.channels
     width = blocks.rows * step if len(layout.axes) == 1 else shape[-1] - layout.window.halo * step
     lengths = [1] * len(with_gradient) + [len(rest)] * bool(rest)
-    return [(blocks.number, n, *shape[: -len(layout.axes)], width) for n in lengths]
+    return [(blocks.lines, n, *shape[: -len(layout.axes)], width) for n in lengths]
 
 
 def _blocks(layout: Layout, shape) -> Blocks | None:
@@ -104,7 +111,7 @@ def _blocks(layout: Layout, shape) -> Blocks | None:
         most = min(most, BLOCK_MAX_ROWS)
     windows = rows - layout.window.halo
     number = -(-windows // most)
-    return None if number == 1 else Blocks(number, -(-windows // number), windows)
+    return None if number == 1 else Blocks(number, -(-windows // number), windows, min(number, MAX_LINES))
 
 
 def _block(layout: Layout, terms, wrt, scale: Scale, constants: Constants, i):
@@ -197,7 +204,7 @@ def _weights(layout: Layout, like, counted, sizes, i):
     if sizes:
         marks.append(layout.inside(sizes, like, i, layout.window.halo))
     if layout.blocks is not None:
-        (place, step), (_, rows, total) = layout.axes[0], layout.blocks
+        (place, step), (_, rows, total, _) = layout.axes[0], layout.blocks
         before = lax.max(i * rows - (total - rows), np.int32(0)) * step
         marks.append(places(like.shape, place) >= before)
     return functools.reduce(lax.mul, [x.astype(like.dtype) for x in marks]) if marks else 1
@@ -208,7 +215,7 @@ def _mean_of_rows(layout: Layout, maps, count: int) -> jax.Array:
     """The means of some maps over all spatial axes but the last, of which a signal has none."""
     blocks, axes = layout.blocks, range(maps.ndim - len(layout.axes), maps.ndim - 1)
     mean = mean_of_map(maps[:count], axes)
-    return mean * (blocks.number * blocks.rows / blocks.total) if blocks else mean
+    return mean * (blocks.lines * blocks.rows / blocks.total) if blocks else mean
 
 
 @stage()

@@ -27,6 +27,7 @@ class Blocks(NamedTuple):
     number: int
     rows: int
     total: int
+    lines: int
 
 
 class Layout(NamedTuple):
@@ -70,7 +71,7 @@ class Layout(NamedTuple):
         """Which samples of block ``i``, an array like this, belong to images of these sizes, or which windows do."""
         limits = [(size - halo) * step for size, (_, step) in zip(sizes, self.axes, strict=True)]
         if self.blocks is not None:
-            _, rows, total = self.blocks
+            _, rows, total, _ = self.blocks
             limits[0] = limits[0] - lax.min(i * rows, np.int32(total - rows)) * self.axes[0][1]
         return below(like.shape, [place for place, _ in self.axes], limits)
 
