@@ -219,18 +219,19 @@ def _mean_of_rows(layout: Layout, maps, count: int) -> jax.Array:
 
 
 @stage()
-def mean_of_columns(layout: Layout, rows: list[tuple[jax.Array, ...]]) -> jax.Array:
+def mean_of_columns(layout: Layout, rows: list[jax.Array], windows) -> jax.Array:
     """The means over blocks and over the last spatial axis, a stack of ``[..., C]``: of all scales in one loop.
 
-    Beside each may stand how many columns belong to an image, ``[..., 1, 1]``. The others are 0.
+    With ``windows``, how many there are of each along each axis, the columns beyond are 0.
     """
-    columns = [(layout.unfold(mean_of_map(x, range(1)) if len(x) > 1 else x[0]), *count) for x, *count in rows]
-    axis = columns[0][0].ndim - 2
-    longest, lines, rest = max(x.shape[axis] for x, *_ in columns), [], []
-    for x, *count in columns:
+    columns = [layout.unfold(mean_of_map(x, range(1)) if len(x) > 1 else x[0]) for x in rows]
+    axis = columns[0].ndim - 2
+    longest, lines, rest = max(x.shape[axis] for x in columns), [], []
+    for x in columns:
         size = x.shape[axis]
-        if count and layout.window.spatial_ndim > 1:  # a signal has columns of all blocks
-            line, number = lax.slice_in_dim(x, 0, 1, axis=axis), count[0][None]
+        if windows is not None and layout.window.spatial_ndim > 1:  # a signal has columns of all blocks
+            at = sum(map(len, lines))
+            line, number = lax.slice_in_dim(x, 0, 1, axis=axis), windows[-1, at : at + len(x)]
             above = (places(x.shape, axis).astype(x.dtype) < number).astype(x.dtype) * (x - line)
             line = line * (number / size)
         else:

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
@@ -89,41 +90,46 @@ def all_scales(platform: str, static: Static, first: Scale, constants: Constants
     for terms, scale in zip(reversed(pyramid.terms), reversed(scales), strict=True):
         (rows, _), *_ = found = [averages(layout, terms, wrt, scale, constants, after), *found]
         after = rows[0][0, 0, ..., :1].reshape(after.shape)
-    windows = [_windows(layout, scale) for scale in scales]
-    rows = [(x, *along[-1:]) for (each, _), along in zip(found, windows, strict=True) for x in each]
-    means, results = iter(unstacked(mean_of_columns(layout, rows))), []
-    for terms, scale, along, (_, gradients) in zip(pyramid.terms, scales, windows, found, strict=True):
-        with_gradient, rest = quantities(terms, wrt, scale.valid is not None)
-        mean = {quantity: mean_over(over, next(means)) for quantity in (*with_gradient, *rest)}
-        shape = scale.images[0].shape
-        pixels, positions = layout.count(shape), layout.count(shape, layout.window.halo)
-        share, undefined, at_pixels = 1.0, 0.0, 1.0
-        if scale.valid is not None or along:  # where no position counts the mean is NaN, and its gradient 0
-            share = (
-                mean_over(over, functools.reduce(lax.mul, along)[..., 0] / positions) if along else mean["positions"]
-            )
-            share, undefined = or_one(share), jnp.where(share > 0, 0, jnp.nan)
-            at_pixels = lax.expand_dims(share, range(share.ndim - 1, share.ndim - 1 + len(layout.axes)))
-        results += [mean[term] / share + undefined for term in terms]
+    masked, shares = first.valid is not None, None
+    wanted = [quantities(terms, wrt, masked) for terms in pyramid.terms]
+    names = [(j, name) for j, (with_gradient, rest) in enumerate(wanted) for name in (*with_gradient, *rest)]
+    windows = None if masked or not scales[0].sizes else _windows(layout, [scales[j] for j, _ in names])
+    means = mean_over(over, mean_of_columns(layout, [x for rows, _ in found for x in rows], windows))
+    positions = [layout.count(scale.images[0].shape, layout.window.halo) for scale in scales]
+    if masked:
+        shares = stacked(*(lax.index_in_dim(means, names.index((j, "positions")), 0, False) for j, _ in names))
+    elif windows is not None:
+        in_array = np.array([positions[j] for j, _ in names], scales[0].dtype).reshape(-1, *(1,) * (windows.ndim - 3))
+        shares = mean_over(over, functools.reduce(lax.mul, unstacked(windows))[..., 0] / in_array)
+    if shares is not None:
+        means = means / or_one(shares)
+    mean, results = dict(zip(names, unstacked(means), strict=True)), []
+    for j, (terms, scale, (_, gradients)) in enumerate(zip(pyramid.terms, scales, found, strict=True)):
+        undefined, at_pixels = 0.0, 1.0
+        if shares is not None:  # where no position counts the mean is NaN, and its gradient 0
+            share = lax.index_in_dim(shares, names.index((j, terms[0])), 0, False)
+            undefined, at_pixels = jnp.where(share > 0, 0, jnp.nan), or_one(share)
+            at_pixels = lax.expand_dims(at_pixels, range(share.ndim - 1, share.ndim - 1 + len(layout.axes)))
+        results += [mean[j, term] + undefined for term in terms]
         # Gradient images are times the number of pixels, so that a derivative is a mean. Were it a mean times a number,
         # the backward pass would begin with that product, and overflow: decibels of nearly equal images have 1e37.
-        factor = pixels / positions / at_pixels
+        factor = layout.count(scale.images[0].shape) / positions[j] / at_pixels
         for pair in differentiated(terms, wrt):
             image = gradients.get(pair)
-            results.append(mean[pair] / share if image is None else layout.unfold(image) * factor)
+            results.append(mean[j, pair] if image is None else layout.unfold(image) * factor)
     return results
 
 
-def _windows(layout: Layout, scale: Scale) -> list[jax.Array]:
-    """How many windows each image has along each axis, ``[..., 1, 1]``; none: as many as its array, or masked ones."""
-    if scale.valid is not None:
-        return []
-    batch = scale.centres[0].shape[: -len(layout.axes)]
-    numbers = [size - layout.window.halo for size in scale.sizes]
-    if layout.window.cut_over:  # the image may reach beyond this shard
-        place, step = layout.axes[0]
-        numbers[0] = jnp.minimum(numbers[0], scale.images[0].shape[place] // step - layout.window.halo)
-    return [lax.max(x, lax.full_like(x, 0)).reshape(*batch, 1, 1).astype(scale.dtype) for x in numbers]
+def _windows(layout: Layout, scales: list[Scale]) -> jax.Array:
+    """How many windows images with sizes have along each axis at some scales, ``[axes, scales, ..., 1, 1]``."""
+    batch = scales[0].centres[0].shape[: -len(layout.axes)]
+    by_axis = zip(*(scale.sizes for scale in scales), strict=True)
+    sizes = stacked(*(stacked(*(size.reshape(*batch, 1, 1) for size in of_scales)) for of_scales in by_axis))
+    numbers = lax.max(sizes - layout.window.halo, lax.full_like(sizes, 0))
+    if layout.window.cut_over:  # an image may reach beyond this shard
+        sides = [[x.images[0].shape[place] // step - layout.window.halo for x in scales] for place, step in layout.axes]
+        numbers = jnp.minimum(numbers, np.array(sides, np.int32).reshape(*sizes.shape[:2], *(1,) * (sizes.ndim - 2)))
+    return numbers.astype(scales[0].dtype)
 
 
 @stage()
