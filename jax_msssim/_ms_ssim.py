@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jax_msssim._checks import check_count, check_odd, check_option, check_static
+from jax_msssim._checks import check_count, check_option, check_static
 from jax_msssim._options import (
     WANG2003,
     Images,
@@ -299,7 +299,7 @@ def fit_power_factors(
 
     Args:
       spatial_shape: the sides of the images, ``(H, W)``, or ``(D, H, W)``, or ``(T,)``.
-      filter_size: taps of the window, or the length of a custom one.
+      filter_size: taps of the window, or the length of a custom one, the longest if axes differ.
       downsample: ``"edge"`` or ``"floor"``, as for :func:`ms_ssim`.
       power_factors: the weights to choose from, finest scale first.
 
@@ -320,7 +320,7 @@ def fit_power_factors(
       Wang, Simoncelli and Bovik, `Multiscale structural similarity for image quality assessment
       <https://doi.org/10.1109/ACSSC.2003.1292216>`_, 2003, section 3.2 (the weights).
     """
-    filter_size = check_odd("filter_size", filter_size)
+    filter_size = check_count("filter_size", filter_size)
     check_option("downsample", downsample, Downsample)
     weights = check_static("power_factors", power_factors)
     if weights.ndim != 1 or weights.size == 0:

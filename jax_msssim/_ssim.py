@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Unpack
 
@@ -159,7 +160,7 @@ def similarity_map(options: Options, images: Images) -> jax.Array:
         scale = padded(first, options.padding[0], window)
         similarity = 1 - implementation.term_map("similarity", scale, constants, window)
         *sides, channels = scale.images[0].shape[-window.spatial_ndim - 1 :]
-        chex.assert_shape(similarity, (*images.batch, *(side - window.halo for side in sides), channels))
+        chex.assert_shape(similarity, (*images.batch, *map(operator.sub, sides, window.halo), channels))
         counted = implementation.counted(scale, window)
         return similarity if counted is None else jnp.where(counted, similarity, jnp.nan)
 

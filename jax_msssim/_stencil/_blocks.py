@@ -6,6 +6,7 @@ memory are touched for the first time. The loop runs over rows, never over the b
 
 import functools
 import math
+import operator
 from typing import Literal
 
 import jax
@@ -87,14 +88,14 @@ def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constant
     rows = [jnp.broadcast_to(zero, shape) for shape in shapes]
     number = blocks.number
     if scale.sizes and on_one_device.get():  # beyond all images there is nothing to add
-        number = lax.div(scale.sizes[0].max() - layout.window.halo + (blocks.rows - 1), np.int32(blocks.rows))
+        number = lax.div(scale.sizes[0].max() - layout.window.halo[0] + (blocks.rows - 1), np.int32(blocks.rows))
     return lax.fori_loop(0, number, add, (rows, wholes))
 
 
 def _rows(layout: Layout, blocks: Blocks, shape, wanted: tuple[list[Term], list[Quantity]]) -> list[tuple[int, ...]]:
     """The shapes of the means over the rows of each block."""
     (with_gradient, rest), step = wanted, layout.channels
-    width = blocks.rows * step if len(layout.axes) == 1 else shape[-1] - layout.window.halo * step
+    width = blocks.rows * step if len(layout.axes) == 1 else shape[-1] - layout.window.halo[-1] * step
     lengths = [1] * len(with_gradient) + [len(rest)] * bool(rest)
     return [(blocks.lines, n, *shape[: -len(layout.axes)], width) for n in lengths]
 
@@ -109,7 +110,7 @@ def _blocks(layout: Layout, shape) -> Blocks | None:
     most = max(BLOCK_SAMPLES // samples_in_row, BLOCK_MIN_ROWS)
     if layout.window.spatial_ndim > 1:  # the "rows" of a signal are single samples
         most = min(most, BLOCK_MAX_ROWS)
-    windows = rows - layout.window.halo
+    windows = rows - layout.window.halo[0]
     number = -(-windows // most)
     return None if number == 1 else Blocks(number, -(-windows // number), windows, min(number, MAX_LINES))
 
@@ -202,7 +203,7 @@ def _weights(layout: Layout, like, counted, sizes, i):
     """
     marks = [] if counted is None else [counted]
     if sizes:
-        marks.append(layout.inside(sizes, like, i, layout.window.halo))
+        marks.append(layout.inside([*map(operator.sub, sizes, layout.window.halo)], like, i))
     if layout.blocks is not None:
         (place, step), (_, rows, total, _) = layout.axes[0], layout.blocks
         before = lax.max(i * rows - (total - rows), np.int32(0)) * step

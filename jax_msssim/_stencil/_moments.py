@@ -49,9 +49,10 @@ class Moments(NamedTuple):
 def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis) -> tuple[jax.Array, jax.Array | None]:
     """The moments along one more axis, of samples alone or of moments, and the mass where pixels are masked."""
     inside = len(moments) == 2  # the samples have a variance
-    if not layout.window.halo:
+    window, (place, _) = layout.window, axis
+    if not window.halo[place]:
         return (moments if inside else stacked(moments[0], jnp.zeros_like(moments[0]))), mass
-    pivot, taps = layout.window.pivot, np.asarray(layout.window.taps, moments.dtype)
+    pivot, taps = window.pivot[place], np.asarray(window.taps[place], moments.dtype)
     samples = layout.shifted(moments, axis, 0)
     above = [None if k == pivot else lax.sub(x, samples[pivot]) for k, x in enumerate(samples)]
     within = layout.shifted(moments, axis, 1) if inside else [None] * len(above)
@@ -116,7 +117,7 @@ def adjoint(layout: Layout, images: tuple[str, ...], stack: jax.Array, samples: 
     In the stack lies, after something else, for each image what its own means bring, and then the derivatives by the
     variances: of ``V = G x^2 - M^2`` comes ``G (2 x dV)``, and ``-2 M dV`` with the means.
     """
-    turned = layout._replace(window=layout.window._replace(taps=layout.window.taps[::-1]))
+    turned = layout._replace(window=layout.window._replace(taps=tuple(taps[::-1] for taps in layout.window.taps)))
     blurred = _blurred(turned, _with_margins(turned, stack))
     return _gradients(turned, images, blurred, samples, valid)
 
@@ -126,7 +127,7 @@ def _with_margins(layout: Layout, stack):
     # A stage of its own: fused into the one before or after, it makes scalar code of that.
     margins = [(0, 0, 0)] * stack.ndim
     for place, step in layout.axes:
-        margins[place] = (layout.window.halo * step, layout.window.halo * step, 0)
+        margins[place] = (layout.window.halo[place] * step, layout.window.halo[place] * step, 0)
     return lax.pad(stack[1:], lax.full((), 0, stack.dtype), margins)
 
 
