@@ -177,7 +177,8 @@ def ms_ssim(a: ArrayLike, b: ArrayLike, *, negative: Negative = "relu", **option
         (torchmetrics: ``("valid", "reflect")``).
       downsample: what happens to an axis of odd length before it is halved. ``"edge"`` repeats its last line (MATLAB,
         TensorFlow, plenoptic), ``"floor"`` drops it (torchmetrics, MONAI), ``"zero"`` puts a line of zeros at both ends
-        (pytorch-msssim, pyiqa), ``"edge_start"`` repeats the first line of every axis if any is odd (piq).
+        (pytorch-msssim, pyiqa), ``"edge_start"`` repeats the first line of every axis if any is odd (piq), ``"start"``
+        whether it is odd or not (sewar): the first line is a mean by itself, and the last of an even axis is dropped.
       luminance: ``"last"`` compares luminance at the coarsest scale alone, as the paper does; ``"all"`` uses ``mean(l
         cs)`` at every scale.
       negative: a mean can be negative, where images are anticorrelated, and a fractional power cannot take it.

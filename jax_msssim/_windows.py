@@ -110,7 +110,7 @@ def resolve_window(window, filter_size, filter_sigma, spatial_ndim: int) -> tupl
     if window is None:
         size, sigma = check_count("filter_size", filter_size), check_positive("filter_sigma", filter_sigma)
         return (_gaussian_taps(size, sigma),) * spatial_ndim
-    if not (np.iterable(window) and any(np.ndim(taps) for taps in window)):
+    if not is_of_each_axis(window):
         return (_checked(window),) * spatial_ndim
     if len(window) != spatial_ndim:
         raise ValueError(
@@ -118,6 +118,11 @@ def resolve_window(window, filter_size, filter_sigma, spatial_ndim: int) -> tupl
             f"got a sequence of {len(window)} windows."
         )
     return tuple(map(_checked, window))
+
+
+def is_of_each_axis(window) -> bool:
+    """Whether a window is a sequence of windows."""
+    return np.iterable(window) and any(np.ndim(taps) for taps in window)
 
 
 def _checked(window) -> Taps:

@@ -69,7 +69,7 @@ FAULTS = [
     Fault("_stencil/_moments.py", "else e if u is None else lax.add(e, u)", "else e"),
     Fault("_stencil/_moments.py", "stacked(samples[pivot] + m, v)", "stacked(m, v)"),
     Fault("_stencil/_moments.py", "2 * (by_square - value[0] * by_mean)", "2 * by_square"),
-    Fault("_stencil/_moments.py", "taps=layout.window.taps[::-1]", "taps=layout.window.taps"),
+    Fault("_stencil/_moments.py", "taps[::-1] for taps in", "taps for taps in"),
     Fault("_stencil/_blocks.py", "by_s, by_d = -2 * local.mean_s", "by_s, by_d = -local.mean_s"),
     Fault("_stencil/_moments.py", "by_s, by_d = 2 * s * variance_s", "by_s, by_d = s * variance_s"),
     Fault(
@@ -80,12 +80,12 @@ FAULTS = [
     Fault("_stencil/_layout.py", "return (*((place, 1) for", "return (*((place, self.channels) for"),
     Fault("_stencil/_layout.py", "begin[0], end[0] = which, which + 1", "begin[0], end[0] = 0, 1"),
     Fault("_stencil/_blocks.py", "(by_part, -out * by_part)", "(by_part, out * by_part)"),
-    Fault("_options.py", "len(taps) ** spatial_ndim)", "len(taps))"),
+    Fault("_options.py", "math.prod(map(len, taps)))", "len(taps[0]))"),
     Fault("_stencil/_term_means.py", "layout.unfold(image) * factor", "layout.unfold(image)"),
     Fault("_stencil/_term_means.py", "if not isinstance(dx, SymbolicZero)", "if name in IMAGES"),
     # Blocks.
     Fault("_stencil/_blocks.py", "(blocks.lines * blocks.rows / blocks.total)", "1.0"),
-    Fault("_stencil/_layout.py", "(rows + self.window.halo) * step", "rows * step"),
+    Fault("_stencil/_layout.py", "(rows + self.window.halo[place]) * step", "rows * step"),
     Fault("_stencil/_blocks.py", ">= before)", ">= 0"),
     Fault("_stencil/_blocks.py", "layout.block(x, i) + gradients[name]", "gradients[name]"),
     Fault(
@@ -152,8 +152,8 @@ FAULTS = [
     # Sizes.
     Fault("_scales.py", "2 * places(x.shape, axis) + 1 == size", "2 * places(x.shape, axis) == size"),
     Fault("_scales.py", 'more = 0 if self.downsample == "floor" else 1', "more = 1"),
-    Fault("_scales.py", "sizes=tuple(size + 2 * margin", "sizes=tuple(size + margin"),
-    Fault("_scales.py", "size - 1 - skipped - k", "size - skipped - k"),
+    Fault("_scales.py", "map(operator.add, scale.sizes, map(sum, margins))", "scale.sizes"),
+    Fault("_scales.py", "places(x.shape, axis) == size - 1 - source", "places(x.shape, axis) == size - source"),
     Fault("_scales.py", "jnp.where(where, begun, ", "jnp.where(~where, begun, "),
     Fault("_means.py", "return places(shape, first) < limit", "return places(shape, first) <= limit"),
     Fault("_stencil/_layout.py", "lax.min(i * rows, np.int32(total - rows))", "(i * rows)"),
