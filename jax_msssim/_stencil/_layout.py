@@ -33,12 +33,16 @@ class Blocks(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The window, the folded layout, the platform a program is for (None: undecided), and its blocks. Static."""
+    """The window, the folded layout, the platform a program is for (None: undecided), and its blocks. Static.
+
+    ``sums``: moments are carried as sums of samples and of their squares.
+    """
 
     window: Window
     channels: int
     platform: str | None = None
     blocks: Blocks | None = None
+    sums: bool = False
 
     @property
     def axes(self) -> tuple[Axis, ...]:

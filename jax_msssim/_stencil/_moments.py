@@ -9,11 +9,15 @@ each sample ``x`` of the window,
 and the means are the samples of the next axis (the law of total variance). With a mask the same passes carry the
 window's mass, the sum of the taps on valid pixels.
 
+Bytes under a window of equal taps need no pivot on the way: sums of theirs and of their squares are whole numbers that
+float32 holds exactly. At the end they are taken about a whole number near the mean, which is exact as well.
+
 Samples ``s`` and ``d`` are one array ``[2, ...]``. Moments are a stack of two such arrays, means and variances. What is
 1 where a pixel is valid is ``[1, ...]``.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,10 +26,11 @@ import numpy as np
 from jax import lax
 
 from jax_msssim._means import or_one, stacked, unstacked
-from jax_msssim._scales import Pair
+from jax_msssim._scales import Pair, Scale
 from jax_msssim._stencil._layout import Axis, Layout, stage, weighted_sum
 from jax_msssim._stencil._platforms import on_any_platform
 from jax_msssim._terms import Means, Variances
+from jax_msssim._windows import Window
 
 
 class Moments(NamedTuple):
@@ -37,8 +42,10 @@ class Moments(NamedTuple):
     variance_d: jax.Array
 
     @classmethod
-    def of(cls, moments: jax.Array) -> "Moments":
+    def of(cls, layout: Layout, moments: jax.Array) -> "Moments":
         """From a stack."""
+        if layout.sums:
+            moments = _from_sums(math.prod(map(len, layout.window.taps)), *unstacked(moments))
         return cls(*(x for kind in unstacked(moments) for x in unstacked(kind)))
 
     def statistics(self, centres: Pair) -> tuple[Means, Variances]:
@@ -47,13 +54,16 @@ class Moments(NamedTuple):
 
 
 def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis) -> tuple[jax.Array, jax.Array | None]:
-    """The moments along one more axis, of samples alone or of moments, and the mass where pixels are masked."""
-    inside = len(moments) == 2  # the samples have a variance
+    """The moments along one more axis, of samples if it is the first, and the mass where pixels are masked."""
+    inside = axis != layout.axes[0]  # the samples have a variance
     window, (place, _) = layout.window, axis
+    samples = layout.shifted(moments, axis, 0 if inside else None)
+    if layout.sums:
+        squares = layout.shifted(moments, axis, 1) if inside else map(lax.square, samples)
+        return stacked(*(functools.reduce(lax.add, parts) for parts in (samples, squares))), mass
     if not window.halo[place]:
-        return (moments if inside else stacked(moments[0], jnp.zeros_like(moments[0]))), mass
+        return (moments if inside else stacked(moments, jnp.zeros_like(moments))), mass
     pivot, taps = window.pivot[place], np.asarray(window.taps[place], moments.dtype)
-    samples = layout.shifted(moments, axis, 0)
     above = [None if k == pivot else lax.sub(x, samples[pivot]) for k, x in enumerate(samples)]
     within = layout.shifted(moments, axis, 1) if inside else [None] * len(above)
 
@@ -65,7 +75,8 @@ def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis
         m = weighted_sum(taps, above)
         v = weighted_sum(taps, squares(above)) - lax.square(m)
     else:
-        weights = list(map(lax.mul, taps, layout.shifted(jnp.broadcast_to(mass, moments[0].shape), axis)))
+        shape = (moments[0] if inside else moments).shape
+        weights = list(map(lax.mul, taps, layout.shifted(jnp.broadcast_to(mass, shape), axis)))
         total = functools.reduce(lax.add, weights)
         mass, share = total[:1], 1 / or_one(total)
         m = share * weighted_sum(weights, above)
@@ -77,9 +88,25 @@ def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis
 _along = stage(3)(along)
 
 
+def sums_are_exact(window: Window, scale: Scale) -> bool:
+    """Whether sums over a window are integers below 2^24, of which float32 holds every one."""
+    # Samples are sums of two bytes less another such sum.
+    largest = math.prod(map(len, window.taps)) * 510**2
+    bytes_ = isinstance(scale.images, tuple) and all(x.dtype in ("uint8", "int8") for x in scale.images)
+    return bytes_ and scale.valid is None and largest < 2**24 and all(len({*taps}) == 1 for taps in window.taps)
+
+
+def _from_sums(n: int, total: jax.Array, squares: jax.Array) -> jax.Array:
+    pivot = lax.round(total * (1 / n), lax.RoundingMethod.TO_NEAREST_EVEN)
+    rest = total - n * pivot
+    squares = squares - pivot * (total + rest)  # of what samples are above the pivot: no product reaches 2^24
+    above = rest * (1 / n)
+    return stacked(pivot + above, squares * (1 / n) - lax.square(above))
+
+
 def passes(layout: Layout, samples: jax.Array, valid: jax.Array | None, axes: tuple[Axis, ...]):
     """The moments along some axes and the mass, a stage for each axis."""
-    moments, mass = lax.expand_dims(samples, (0,)), valid
+    moments, mass = samples, valid
     for axis in axes:
         moments, mass = _along(layout, moments, mass, axis)
     return moments, mass
