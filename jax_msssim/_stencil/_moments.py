@@ -55,15 +55,14 @@ class Moments(NamedTuple):
 
 def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis) -> tuple[jax.Array, jax.Array | None]:
     """The moments along one more axis, of samples if it is the first, and the mass where pixels are masked."""
+    if layout.sums:
+        return _summed(layout, moments, axis), mass
     inside = axis != layout.axes[0]  # the samples have a variance
     window, (place, _) = layout.window, axis
-    samples = layout.shifted(moments, axis, 0 if inside else None)
-    if layout.sums:
-        squares = layout.shifted(moments, axis, 1) if inside else map(lax.square, samples)
-        return stacked(*(functools.reduce(lax.add, parts) for parts in (samples, squares))), mass
     if not window.halo[place]:
         return (moments if inside else stacked(moments, jnp.zeros_like(moments))), mass
     pivot, taps = window.pivot[place], np.asarray(window.taps[place], moments.dtype)
+    samples = layout.shifted(moments, axis, 0 if inside else None)
     above = [None if k == pivot else lax.sub(x, samples[pivot]) for k, x in enumerate(samples)]
     within = layout.shifted(moments, axis, 1) if inside else [None] * len(above)
 
@@ -90,13 +89,24 @@ _along = stage(3)(along)
 
 def sums_are_exact(window: Window, scale: Scale) -> bool:
     """Whether sums over a window are integers below 2^24, of which float32 holds every one."""
-    # Samples are sums of two bytes less another such sum.
-    largest = math.prod(map(len, window.taps)) * 510**2
-    bytes_ = isinstance(scale.images, tuple) and all(x.dtype in ("uint8", "int8") for x in scale.images)
-    return bytes_ and scale.valid is None and largest < 2**24 and all(len({*taps}) == 1 for taps in window.taps)
+    if scale.valid is not None or scale.centred or any(x.dtype not in ("uint8", "int8") for x in scale.images):
+        return False
+    largest = 510**2 * math.prod(map(len, window.taps))  # samples are the sum of two bytes less another such sum
+    return largest < 2**24 and all(len({*taps}) == 1 for taps in window.taps)
+
+
+def _summed(layout: Layout, sums: jax.Array, axis: Axis) -> jax.Array:
+    """Sums of samples and of their squares along one more axis; those of samples alone if it is the first."""
+    if axis == layout.axes[0]:
+        samples = layout.shifted(sums, axis)
+        squares = [lax.square(x) for x in samples]
+    else:
+        samples, squares = (layout.shifted(sums, axis, which) for which in range(2))
+    return stacked(*(functools.reduce(lax.add, parts) for parts in (samples, squares)))
 
 
 def _from_sums(n: int, total: jax.Array, squares: jax.Array) -> jax.Array:
+    """Means and variances from sums of ``n`` samples."""
     pivot = lax.round(total * (1 / n), lax.RoundingMethod.TO_NEAREST_EVEN)
     rest = total - n * pivot
     squares = squares - pivot * (total + rest)  # of what samples are above the pivot: no product reaches 2^24
