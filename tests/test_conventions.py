@@ -57,6 +57,11 @@ def test_luma_of_super_resolution():
     np.testing.assert_allclose(luma[..., 0], skimage.color.rgb2ycbcr(image)[..., 0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("peer", peers.WINDOW_PEERS, ids=lambda peer: peer.name)
+def test_windows(peer):
+    check(peer, *photographs("astronaut", 64, 71))
+
+
 @pytest.mark.parametrize("peer", peers.VOLUME_PEERS, ids=lambda peer: peer.name)
 def test_volumes(peer):
     # pytorch-msssim wants sides of more than 16 times 4, whatever the number of scales.
