@@ -103,7 +103,7 @@ SKIMAGE = Convention(_Arguments(window=tuple(uniform_window(7).tolist()), covari
 SKIMAGE_WANG = Convention(_Arguments(), _NoArguments())
 """The same with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``."""
 IMAGEMAGICK = Convention(_Arguments(padding="edge"), _NoArguments())
-"""ImageMagick's ``compare -metric SSIM``. Releases since 7.1.2 print ``(1 - SSIM) / 2``."""
+"""ImageMagick's ``compare -metric SSIM``, of which 7.1.2-30 prints ``(1 - SSIM) / 2``."""
 OPENCV = Convention(_Arguments(padding="reflect"), _NoArguments())
 """OpenCV's ``QualitySSIM``, the mean of what it gives for each channel."""
 SEWAR = Convention(

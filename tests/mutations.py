@@ -50,7 +50,7 @@ FAULTS = [
     Fault("_ssim.py", "(k * max_val) ** 2", "(k * max_val**2)"),
     Fault("_options.py", "k2: float = 0.03", "k2: float = 0.3"),
     Fault("_checks.py", '"uint16": 65535.0', '"uint16": 65536.0'),
-    Fault("_windows.py", "offsets = np.arange(size) - size // 2", "offsets = np.arange(size) - size / 2"),
+    Fault("_windows.py", "np.arange(size) - (size - 1) / 2", "np.arange(size) - size / 2"),
     Fault("_windows.py", "np.exp(-0.5 *", "np.exp(-1.0 *"),
     Fault("_windows.py", "return weights / math.fsum(weights)", "return weights / weights.max()"),
     Fault("_single_resolution.py", "SIGMAS = (0.5, 1.0, 2.0, 4.0, 8.0)", "SIGMAS = (0.5, 1.0, 2.0, 4.0, 4.0)"),

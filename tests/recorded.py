@@ -83,7 +83,7 @@ def of(pairs, *values) -> dict[str, float]:
 
 
 MAGICK = [1 - 2 * x for x in (0.15379903456408694, 0.14796475116164226, 0.1650924481463507)]
-OCTAVE, PYPI = "its source, run in Octave 7.3", "the program (PyPI)"
+OCTAVE, PYPI = "its lines, run in Octave 7.3", "the program (PyPI)"
 RECORDED = [
     Recorded("ImageMagick 7.1.2-30", "the program (npm)", "ssim", "IMAGEMAGICK", of(SMALL, *MAGICK)),
     Recorded(
@@ -128,7 +128,7 @@ RECORDED = [
     ),
     Recorded(
         "libvmaf, `ssim`",
-        "its source, compiled",
+        "its function, compiled",
         "libvmaf_ssim",
         None,
         of(SMALL, 0.6932673362964, 0.7055340390352, 0.6649421285908),
