@@ -2,6 +2,7 @@
 
 import functools
 import numbers
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import jax
@@ -47,14 +48,6 @@ def check_count(name: str, value) -> int:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}.")
     return int(value)
-
-
-def check_odd(name: str, value) -> int:
-    """``value`` as an odd Python int, at least 1."""
-    value = check_count(name, value)
-    if value % 2 == 0:
-        raise ValueError(f"{name} must be odd, so that a window has a centre pixel, got {value}.")
-    return value
 
 
 def check_option(name: str, value: Any, names: Any) -> None:
@@ -179,17 +172,17 @@ def check_where(where, shape, paddings, downsample: str, scales: int) -> None:
             f"for images of shape {list(shape)}. A mask [..., H, W] needs a channel axis: where[..., None]."
         )
     for padding in paddings:
-        if padding in ("reflect", "symmetric"):
+        if padding not in ("valid", "same"):
             raise ValueError(
-                f'padding={padding!r} cannot mirror masked pixels: use padding="valid" or "same" with where.'
+                f'padding={padding!r} cannot repeat masked pixels: use padding="valid" or "same" with where.'
             )
-    if scales > 1 and downsample in ("zero", "edge_start"):
+    if scales > 1 and downsample not in ("edge", "floor"):
         raise ValueError(
             f'downsample={downsample!r} is not defined for masked pixels: use downsample="edge" or "floor" with where.'
         )
 
 
-def check_sizes(sizes, batch: tuple[int, ...], sides: tuple[int, ...], least: int) -> Array:
+def check_sizes(sizes, batch: tuple[int, ...], sides: tuple[int, ...], least: Sequence[int]) -> Array:
     """``sizes`` as int32 over the batch; traced ones that cannot be are 0, of which every value is NaN."""
     sizes = sizes if isinstance(sizes, jax.Array) else np.asarray(sizes)
     if not jnp.issubdtype(sizes.dtype, jnp.integer):
@@ -200,13 +193,14 @@ def check_sizes(sizes, batch: tuple[int, ...], sides: tuple[int, ...], least: in
         )
     sizes = over_batch("sizes", sizes, batch, trailing=1)
     if isinstance(sizes, Tracer) or (isinstance(sizes, jax.Array) and not sizes.is_fully_addressable):
-        possible = [(sizes[..., axis] >= least) & (sizes[..., axis] <= side) for axis, side in enumerate(sides)]
+        limits = enumerate(zip(least, sides, strict=True))
+        possible = [(sizes[..., axis] >= low) & (sizes[..., axis] <= high) for axis, (low, high) in limits]
         return jnp.where(functools.reduce(jnp.logical_and, possible)[..., None], sizes, 0).astype(np.int32)
     each = np.asarray(jax.device_get(sizes)).reshape(-1, len(sides))
     wrong = np.flatnonzero(((each < least) | (each > sides)).any(-1))
     if wrong.size:
         raise ValueError(
-            f"sizes must be at least {least} and at most {list(sides)}, the sides of the array, "
+            f"sizes must be at least {list(least)} and at most {list(sides)}, the sides of the array, "
             f"got {each[wrong[0]].tolist()} for image {wrong[0]}."
         )
     return sizes.astype(np.int32)

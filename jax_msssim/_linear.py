@@ -99,12 +99,12 @@ class Conv(Linear):
     """Depthwise convolutions along one spatial axis after another."""
 
     def blur(self, x: jax.Array, window: Window) -> jax.Array:
-        taps, spatial_ndim = window.taps, window.spatial_ndim
+        spatial_ndim = window.spatial_ndim
         batch, channels = x.shape[: -spatial_ndim - 1], x.shape[-1]
         x = x.reshape(math.prod(batch), *x.shape[-spatial_ndim - 1 :])
         spatial = "DHW"[-spatial_ndim:]
         layout = ("N" + spatial + "C", spatial + "IO", "N" + spatial + "C")
-        for axis in range(spatial_ndim):
+        for axis, taps in enumerate(window.taps):
             shape = [1] * spatial_ndim
             shape[axis] = len(taps)
             kernel = jnp.broadcast_to(jnp.asarray(taps, x.dtype).reshape(*shape, 1, 1), (*shape, 1, channels))
@@ -129,8 +129,8 @@ class Matmul(Linear):
     """Products with banded matrices, along one spatial axis after another."""
 
     def blur(self, x: jax.Array, window: Window) -> jax.Array:
-        for axis in spatial_axes(x, window.spatial_ndim):
-            x = _banded(window.taps, 1, x, axis)
+        for axis, taps in zip(spatial_axes(x, window.spatial_ndim), window.taps, strict=True):
+            x = _banded(taps, 1, x, axis)
         return x
 
     def halve(self, x: jax.Array, spatial_ndim: int) -> jax.Array:
@@ -144,13 +144,13 @@ class Matmul(Linear):
     def in_tiles(self, scale: Scale, constants: Constants, window: Window) -> tuple[Scale, Constants, jax.Array | None]:
         # The matrix of a long axis is zeros for the most part. A tile as long as a TPU's matrices has 118 windows of 11
         # taps. Images are cut before they are squared and blurred: to cut their maps and to join those costs more.
-        ndim, tile = window.spatial_ndim, UNIT * max(1, -(-4 * window.halo // UNIT))
+        ndim = window.spatial_ndim
         weights, windows_inside = jnp.ones((1,) * (ndim + 1), scale.images[0].dtype), scale.windows(window)
-        for axis in range(-ndim - 1, -1):
-            size = scale.images[0].shape[axis]
+        for axis, halo in zip(range(-ndim - 1, -1), window.halo, strict=True):
+            size, tile = scale.images[0].shape[axis], UNIT * max(1, -(-4 * halo // UNIT))
             if not isinstance(size, int) or size <= 2 * tile:
                 continue
-            own, windows = tile - window.halo, size - window.halo
+            own, windows = tile - halo, size - halo
             starts = np.arange(0, windows, own)
             begins = np.minimum(starts, windows - own)  # the last tile ends with the image
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jax_msssim._checks import check_count, check_odd, check_option, check_static
+from jax_msssim._checks import check_count, check_option, check_static
 from jax_msssim._options import (
     WANG2003,
     Images,
@@ -177,7 +177,8 @@ def ms_ssim(a: ArrayLike, b: ArrayLike, *, negative: Negative = "relu", **option
         (torchmetrics: ``("valid", "reflect")``).
       downsample: what happens to an axis of odd length before it is halved. ``"edge"`` repeats its last line (MATLAB,
         TensorFlow, plenoptic), ``"floor"`` drops it (torchmetrics, MONAI), ``"zero"`` puts a line of zeros at both ends
-        (pytorch-msssim, pyiqa), ``"edge_start"`` repeats the first line of every axis if any is odd (piq).
+        (pytorch-msssim, pyiqa), ``"edge_start"`` repeats the first line of every axis if any is odd (piq), ``"start"``
+        whether it is odd or not (sewar): the first line is a mean by itself, and the last of an even axis is dropped.
       luminance: ``"last"`` compares luminance at the coarsest scale alone, as the paper does; ``"all"`` uses ``mean(l
         cs)`` at every scale.
       negative: a mean can be negative, where images are anticorrelated, and a fractional power cannot take it.
@@ -299,7 +300,7 @@ def fit_power_factors(
 
     Args:
       spatial_shape: the sides of the images, ``(H, W)``, or ``(D, H, W)``, or ``(T,)``.
-      filter_size: taps of the window, or the length of a custom one.
+      filter_size: taps of the window, or the length of a custom one, the longest if axes differ.
       downsample: ``"edge"`` or ``"floor"``, as for :func:`ms_ssim`.
       power_factors: the weights to choose from, finest scale first.
 
@@ -320,7 +321,7 @@ def fit_power_factors(
       Wang, Simoncelli and Bovik, `Multiscale structural similarity for image quality assessment
       <https://doi.org/10.1109/ACSSC.2003.1292216>`_, 2003, section 3.2 (the weights).
     """
-    filter_size = check_odd("filter_size", filter_size)
+    filter_size = check_count("filter_size", filter_size)
     check_option("downsample", downsample, Downsample)
     weights = check_static("power_factors", power_factors)
     if weights.ndim != 1 or weights.size == 0:

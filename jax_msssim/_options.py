@@ -32,7 +32,7 @@ from jax_msssim._scales import Downsample, Padding, smallest_side
 from jax_msssim._shards import check_shards, first_line, shards, where_they_lie
 from jax_msssim._signatures import takes
 from jax_msssim._warnings import warn_of_images
-from jax_msssim._windows import Window, resolve_window
+from jax_msssim._windows import Taps, Window, resolve_window
 
 Covariance = Literal["population", "sample"]
 Luminance = Literal["last", "all"]
@@ -159,24 +159,24 @@ def prepare(
     """
     check_option("spatial_ndim", spatial_ndim, SpatialNdim)
     check_option("implementation", implementation, Literal[None, ImplementationName])
-    taps = resolve_window(window, filter_size, filter_sigma)
+    taps = resolve_window(window, filter_size, filter_sigma, spatial_ndim)
     k1, k2 = check_positive("k1", k1), check_positive("k2", k2)
     # Variances times a number are variances over a smaller C2.
-    k2 /= math.sqrt(_covariance_scale(covariance, len(taps) ** spatial_ndim))
+    k2 /= math.sqrt(_covariance_scale(covariance, math.prod(map(len, taps))))
     paddings = paddings or (padding, padding)
     for mode in paddings:
         check_option("padding", mode, Padding)
     a, b = (as_array(name, x, f"where=~np.ma.getmaskarray({name})") for name, x in zip(names, (a, b), strict=True))
     check_images(names, a, b, spatial_ndim)
-    statistics = Window(taps, spatial_ndim, _coverage(min_coverage), check_shards(names, a, b, spatial_ndim, scales))
+    statistics = Window(taps, _coverage(min_coverage), check_shards(names, a, b, spatial_ndim, scales))
     if where is not None:
         where = as_array("where", where, "where=where.filled(False)")
         check_where(where, a.shape, paddings, downsample, scales)
-    sides = [_check_size(names, a.shape[-spatial_ndim - 1 :], mode, len(taps), scales, downsample) for mode in paddings]
+    sides = [_check_size(names, a.shape[-spatial_ndim - 1 :], mode, taps, scales, downsample) for mode in paddings]
     batch = a.shape[: -spatial_ndim - 1]
     warn_of_images(names, (a, b), where, max_val is not None, spatial_ndim)
     if sizes is not None:
-        sizes = check_sizes(sizes, batch, a.shape[-spatial_ndim - 1 : -1], max(sides))
+        sizes = check_sizes(sizes, batch, a.shape[-spatial_ndim - 1 : -1], [*map(max, *sides)])
     dtype = arithmetic(a, b)
     max_val = _max_val(names, a, b, max_val, dtype, batch)
     images = Images(own(a), own(b), max_val, None if where is None else own(where), sizes)
@@ -231,23 +231,27 @@ def _evaluate(function: Callable[..., Any], options: Any, images: Images, *numbe
     return result
 
 
-def _check_size(names, shape, padding: Padding, taps: int, scales: int, downsample: Downsample) -> int:
-    """The shortest side that images may have."""
+def _check_size(names, shape, padding: Padding, taps: Sequence[Taps], scales: int, downsample: Downsample) -> list[int]:
+    """The shortest sides that images may have."""
     *spatial, channels = shape
-    needed = {"valid": taps, "same": 1, "reflect": taps // 2 + 1, "symmetric": max(taps // 2, 1)}[padding]
-    side = smallest_side(needed, downsample, scales - 1)
-    if all(size >= side for size in spatial):
-        return side
+    lengths = [*map(len, taps)]
+    needed = [
+        {"valid": n, "same": 1, "edge": 1, "reflect": n // 2 + 1, "symmetric": max(n // 2, 1)}[padding] for n in lengths
+    ]
+    sides = [smallest_side(n, downsample, scales - 1) for n in needed]
+    if all(size >= side for size, side in zip(spatial, sides, strict=True)):
+        return sides
+    side, pixels, length = (x[0] if len(set(x)) == 1 else x for x in (sides, needed, lengths))
     message = (
         f"{names[0]} and {names[1]} are too small: their last axes are {list(shape)} ([..., {AXES[len(spatial)]}]) "
-        f"and every side must be at least {side}, for {needed} pixels to be left"
+        f"and every side must be at least {side}, for {pixels} pixels to be left"
     )
     if scales == 1:
-        message += f' for the {taps}-tap window. Use a smaller filter_size, or padding="same".'
+        message += f' for the {length}-tap window. Use a smaller filter_size, or padding="same".'
     else:
         message += (
             f" after {scales - 1} halvings (downsample={downsample!r}). Use a smaller filter_size, or fewer scales: "
-            f"power_factors=fit_power_factors({tuple(spatial)}, filter_size={taps}, downsample={downsample!r})."
+            f"power_factors=fit_power_factors({tuple(spatial)}, filter_size={max(lengths)}, downsample={downsample!r})."
         )
     if spatial[0] <= 4 < channels:
         message += (

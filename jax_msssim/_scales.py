@@ -15,12 +15,12 @@ import numpy as np
 from jax import lax
 
 from jax_msssim._means import below, or_one, places, selected, spatial_axes, stacked
-from jax_msssim._shards import CutOver, finest, mirrored, with_neighbours
+from jax_msssim._shards import CutOver, finest, repeated, with_neighbours
 from jax_msssim._terms import Term
 from jax_msssim._windows import Window
 
-Padding = Literal["valid", "same", "reflect", "symmetric"]
-Downsample = Literal["edge", "floor", "zero", "edge_start"]
+Padding = Literal["valid", "same", "reflect", "symmetric", "edge"]
+Downsample = Literal["edge", "floor", "zero", "edge_start", "start"]
 Pair = tuple[jax.Array, ...]  # one of a and one of b, or of their sum and their difference
 
 
@@ -61,8 +61,9 @@ class Scale(NamedTuple):
         """Which windows lie inside an image, ``[..., *positions, 1]``; None: all do."""
         *batch, channels = self.images[0].shape
         start = len(batch) - len(self.sizes)
-        shape = (*batch[:start], *(side - window.halo for side in batch[start:]), channels)
-        return inside([size - window.halo for size in self.sizes], shape)
+        halo = window.halo if self.sizes else ()
+        shape = (*batch[:start], *map(operator.sub, batch[start:], halo), channels)
+        return inside([*map(operator.sub, self.sizes, halo)], shape)
 
     @property
     def counts(self) -> jax.Array | None:
@@ -136,8 +137,7 @@ def padded(scale: Scale, padding: Padding, window: Window) -> Scale:
     """The scale with a margin around it, so that every pixel is the centre of a window."""
     if padding == "valid" and not window.cut_over:
         return scale
-    margin = len(window.taps) // 2 if padding != "valid" else 0
-    skipped = 1 if padding == "reflect" else 0
+    margins = window.margins if padding != "valid" else ((0, 0),) * window.spatial_ndim
 
     def with_margin(x, black):
         axes = spatial_axes(x, window.spatial_ndim)
@@ -145,19 +145,21 @@ def padded(scale: Scale, padding: Padding, window: Window) -> Scale:
         if padding == "same":
             pixels = inside(sizes, x.shape)
             x = x if pixels is None else jnp.where(pixels, x, black)
-        for axis, size in zip(axes, sizes or [None] * len(axes), strict=True):
+        for axis, (before, after), halo, size in zip(
+            axes, margins, window.halo, sizes or [None] * len(axes), strict=True
+        ):
             over = window.cut_over if axis == axes.start else ()
             if over and padding in ("valid", "same"):
-                x = with_neighbours(over, x, axis, margin, window.halo - margin, black)
+                x = with_neighbours(over, x, axis, before, halo - before, black)
             elif over:
-                x = mirrored(over, x, axis, margin, skipped, size)
+                x = repeated(over, x, axis, _sources(padding, before), _sources(padding, after), size)
             elif padding == "same":
-                x = _surrounded(x, axis, margin, margin, black)
+                x = _surrounded(x, axis, before, after, black)
             elif padding != "valid":
-                x = _mirrored(x, axis, margin, skipped, size)
+                x = _repeated(x, axis, _sources(padding, before), _sources(padding, after), size)
         return x
 
-    return _mapped(scale, with_margin)._replace(sizes=tuple(size + 2 * margin for size in scale.sizes))
+    return _mapped(scale, with_margin)._replace(sizes=tuple(map(operator.add, scale.sizes, map(sum, margins))))
 
 
 def smallest_side(size: int, rule: Downsample, times: int) -> int:
@@ -177,18 +179,20 @@ def sharded_alike(*arrays: jax.Array) -> list[jax.Array]:
 def _evened(scale: Scale, rule: Downsample, window: Window) -> Scale:
     """The scale with an even number of pixels along each spatial axis, but where half a pair counts."""
 
-    def odd(sides):
-        each = [side % 2 == 1 for side in sides]
-        return [functools.reduce(operator.or_, each)] * len(each) if rule == "edge_start" else each
+    def begun(sides):
+        if rule == "start":
+            return [True] * len(sides)
+        odd = [side % 2 == 1 for side in sides]
+        return [functools.reduce(operator.or_, odd)] * len(odd) if rule == "edge_start" else odd
 
     def even(x, black):
         axes = spatial_axes(x, window.spatial_ndim)
         sides = [x.shape[axis] for axis in axes]
-        for axis, side, more in zip(axes, sides, odd(_over_stack(scale.sizes, x) or sides), strict=True):
+        for axis, side, more in zip(axes, sides, begun(_over_stack(scale.sizes, x) or sides), strict=True):
             over = window.cut_over if axis == axes.start else ()
             if rule == "zero":  # a line of zeros at both ends, the second of which is left without a partner
                 x = _begun(x, axis, _line(x, axis, black), more, over)
-            elif rule == "edge_start":  # the first line once more, on every axis if one is odd
+            elif rule in ("edge_start", "start"):  # the first line once more, on every axis if one is odd, or always
                 x = _begun(x, axis, lax.slice_in_dim(x, 0, 1, axis=axis), more, over)
             elif rule == "edge" and side % 2 == 1:  # the last line once more, or one that is beyond all images
                 last = lax.slice_in_dim(x, side - 1, side, axis=axis)
@@ -197,10 +201,8 @@ def _evened(scale: Scale, rule: Downsample, window: Window) -> Scale:
         return x
 
     sizes = scale.sizes
-    if rule in ("zero", "edge_start"):
-        sizes = tuple(
-            jnp.where(more, size + 1, size) for size, more in zip(sizes, odd(sizes) if sizes else (), strict=True)
-        )
+    if sizes and rule not in ("edge", "floor"):
+        sizes = tuple(jnp.where(more, size + 1, size) for size, more in zip(sizes, begun(sizes), strict=True))
     return _mapped(scale, even)._replace(sizes=sizes)
 
 
@@ -237,15 +239,28 @@ def _surrounded(x, axis, before, after, value):
     return jnp.concatenate([line] * before + [x] + [line] * after, axis)
 
 
-def _mirrored(x, axis, margin, skipped, size=None):
-    before = jnp.flip(lax.slice_in_dim(x, skipped, skipped + margin, axis=axis), axis)
-    side = x.shape[axis]
+def _sources(padding: Padding, margin: int) -> Sequence[int]:
+    """The lines that are repeated beyond an end of the image, the nearest first, each by its distance from that end."""
+    return {"reflect": range(1, margin + 1), "symmetric": range(margin), "edge": (0,) * margin}[padding]
+
+
+def _repeated(x, axis, before: Sequence[int], after: Sequence[int], size=None):
+    """The image with some of its lines repeated before its first and after its last."""
+    begun = [*_turned(x, axis, before), x]
     if size is None:
-        after = jnp.flip(lax.slice_in_dim(x, side - skipped - margin, side - skipped, axis=axis), axis)
-        return jnp.concatenate([before, x, after], axis)
+        side = x.shape[axis]
+        return jnp.concatenate([*begun, *_turned(x, axis, [side - 1 - source for source in after])], axis)
     # Each image ends somewhere else: its last lines are found by comparisons, which keep a sharded batch in its place.
-    out = jnp.concatenate([x, lax.slice_in_dim(x, 0, margin, axis=axis)], axis)
-    for k in range(margin):
-        line = selected(places(x.shape, axis) == size - 1 - skipped - k, x).sum(axis, x.dtype, keepdims=True)
+    out = _surrounded(x, axis, 0, len(after), 0)
+    for k, source in enumerate(after):
+        line = selected(places(x.shape, axis) == size - 1 - source, x).sum(axis, x.dtype, keepdims=True)
         out = jnp.where(places(out.shape, axis) == size + k, line, out)
-    return jnp.concatenate([before, out], axis)
+    return jnp.concatenate([*begun[:-1], out], axis)
+
+
+def _turned(x, axis, lines: Sequence[int]) -> list[jax.Array]:
+    """Neighbouring lines in reverse, or as often one line."""
+    if not lines:
+        return []
+    part = lax.slice_in_dim(x, min(lines), max(lines) + 1, axis=axis)
+    return [jnp.flip(part, axis)] * (len(lines) // part.shape[axis])

@@ -9,7 +9,7 @@ shards. Nothing else moves between devices.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -116,14 +116,17 @@ def with_neighbours(over: CutOver, x: jax.Array, axis: int, before: int, after: 
     return jnp.concatenate([*reversed(above), x, *below], axis)
 
 
-def mirrored(over: CutOver, x: jax.Array, axis: int, margin: int, skipped: int, size: Any) -> jax.Array:
-    """The same, and beyond both ends of the image its lines in reverse, some skipped."""
-    out, begin = with_neighbours(over, x, axis, margin, margin, 0), -first_line(over, x.shape[axis])
-    place = places(out.shape, axis) - margin
-    for k in range(margin):
-        for source, target in ((begin + skipped + k, begin - 1 - k), (size - 1 - skipped - k, size + k)):
-            line = selected(places(x.shape, axis) == source, x).sum(axis, x.dtype, keepdims=True)
-            out = jnp.where(place == target, lax.psum(line, over), out)
+def repeated(
+    over: CutOver, x: jax.Array, axis: int, before: Sequence[int], after: Sequence[int], size: Any
+) -> jax.Array:
+    """The same, and beyond both ends of the image some of its lines, each given by its distance from that end."""
+    out, begin = with_neighbours(over, x, axis, len(before), len(after), 0), -first_line(over, x.shape[axis])
+    place = places(out.shape, axis) - len(before)
+    at_begin = [(begin + source, begin - 1 - k) for k, source in enumerate(before)]
+    at_end = [(size - 1 - source, size + k) for k, source in enumerate(after)]
+    for source, target in (*at_begin, *at_end):
+        line = selected(places(x.shape, axis) == source, x).sum(axis, x.dtype, keepdims=True)
+        out = jnp.where(place == target, lax.psum(line, over), out)
     return out
 
 

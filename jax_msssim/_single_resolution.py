@@ -30,7 +30,8 @@ def single_resolution(options: Options, images: Images) -> tuple[jax.Array, Arra
     window, scale = options.window, first
     for sigma in SIGMAS:
         radius = min(RADIUS, round(8 * sigma))  # beyond 8 sigmas a tap is below 1e-14
-        window = window._replace(taps=tuple(gaussian_window(2 * radius + 1, sigma).tolist()))
+        taps = tuple(gaussian_window(2 * radius + 1, sigma).tolist())
+        window = window._replace(taps=(taps,) * spatial_ndim)
         scale = padded(first, "same", window)
         term = "similarity" if sigma == SIGMAS[-1] else "contrast_structure"
         one_more = implementation.term_map(term, scale, constants, window)
@@ -53,5 +54,5 @@ def _weights_of_pixels(first: Scale, window: Window) -> Array:
             pixel, size = np.expand_dims(np.arange(side), [k for k in range(image.ndim) if k != axis]), side
         centres = [pixel + offset for offset in range(-RADIUS, RADIUS + 1)]
         has_window = [((at >= begin) & (at < size)).astype(first.dtype) for at in centres]
-        weights = weights * sum(tap * x for tap, x in zip(window.taps, has_window, strict=True))
+        weights = weights * sum(tap * x for tap, x in zip(window.taps[i], has_window, strict=True))
     return weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Unpack
 
@@ -53,14 +54,17 @@ def ssim(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.Arra
       max_val: the largest value a pixel can have, :math:`L`. By default 1.0 for floating images, 255 for uint8, 65535
         for uint16; other types must say. A number, or an array over the batch, which may be traced, mapped and
         differentiated.
-      filter_size: taps of the Gaussian window along each axis, odd.
+      filter_size: taps of the Gaussian window along each axis. If even, it is centred between two pixels.
       filter_sigma: its standard deviation, in pixels.
-      window: taps of another window, used along each axis, in place of ``filter_size`` and ``filter_sigma``: an odd
-        number of them, not negative, summing to 1.
+      window: taps of another window, used along each axis, in place of ``filter_size`` and ``filter_sigma``: not
+        negative, summing to 1. Or one such sequence for each spatial axis, which may differ in length.
       k1, k2: the constants of the definition, above 0; plain Python numbers.
       padding: ``"valid"`` uses the positions where the window lies inside the image, as the papers do and most
-        programs. The others use every pixel: ``"same"`` with zeros around the image (fused-ssim), ``"reflect"`` with
-        the image mirrored at its outermost pixels (torchmetrics, kornia), ``"symmetric"`` with those pixels repeated.
+        programs: position ``i`` is the window that begins at pixel ``i``. The others use every pixel: ``"same"`` with
+        zeros around the image (fused-ssim), ``"reflect"`` with the image mirrored at its outermost pixels
+        (torchmetrics, kornia, OpenCV), ``"symmetric"`` with those pixels repeated (Julia), ``"edge"`` with nothing but
+        those (ImageMagick). A window of even length ``n`` then has ``n // 2`` pixels before its own and one less after
+        it, as SciPy's filters have.
       covariance: ``"population"``, as the papers, or ``"sample"``, ``n / (n - 1)`` times as large for the ``n`` pixels
         of a window (scikit-image's default).
       where: boolean mask, True for the pixels that count; of the images' rank, each axis of their length or 1. The
@@ -109,7 +113,7 @@ def ssim_map(a: ArrayLike, b: ArrayLike, **options: Unpack[SSIMOptions]) -> jax.
     Args:
       a, b: images of one shape ``[..., H, W, C]``, as for :func:`ssim`.
       **options: the keyword arguments of :func:`ssim`. With ``padding="valid"`` the map is ``filter_size - 1`` smaller
-        than the image along each axis; with ``"same"`` it is as large.
+        than the image along each axis; with the others it is as large.
 
     Returns:
       The map, ``[..., H', W', C]``, one value per position and channel, in float32 or float64 as :func:`ssim`. With
@@ -159,7 +163,7 @@ def similarity_map(options: Options, images: Images) -> jax.Array:
         scale = padded(first, options.padding[0], window)
         similarity = 1 - implementation.term_map("similarity", scale, constants, window)
         *sides, channels = scale.images[0].shape[-window.spatial_ndim - 1 :]
-        chex.assert_shape(similarity, (*images.batch, *(side - window.halo for side in sides), channels))
+        chex.assert_shape(similarity, (*images.batch, *map(operator.sub, sides, window.halo), channels))
         counted = implementation.counted(scale, window)
         return similarity if counted is None else jnp.where(counted, similarity, jnp.nan)
 

@@ -81,7 +81,7 @@ class Convention(NamedTuple):
 _TORCHMETRICS = {"padding": ("valid", "reflect"), "downsample": "floor", "channel_mean": "before"}
 
 MATLAB = Convention(_Arguments(), _Arguments(downsample="edge"))
-"""Wang's ``ssim.m`` (2004) and ``msssim.m`` (product). ``ssim.m`` at full size; see the recipe for its downsampling."""
+"""Wang's ``ssim_index.m`` (2004) and ``msssim.m`` (product). ``ssim.m`` at full size: it halves large images first."""
 TENSORFLOW = Convention(_Arguments(), _Arguments(downsample="edge"))
 """``tf.image.ssim`` and ``tf.image.ssim_multiscale``; Keras, metrax and plenoptic give the same."""
 PYTORCH_MSSSIM = Convention(_Arguments(), _Arguments(downsample="zero"))
@@ -102,6 +102,16 @@ SKIMAGE = Convention(_Arguments(window=tuple(uniform_window(7).tolist()), covari
 """``skimage.metrics.structural_similarity`` as it comes, with a uniform window of 7 and the sample covariance."""
 SKIMAGE_WANG = Convention(_Arguments(), _NoArguments())
 """The same with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``."""
+IMAGEMAGICK = Convention(_Arguments(padding="edge"), _NoArguments())
+"""ImageMagick's ``compare -metric SSIM``, of which 7.1.2-30 prints ``(1 - SSIM) / 2``."""
+OPENCV = Convention(_Arguments(padding="reflect"), _NoArguments())
+"""OpenCV's ``QualitySSIM``, the mean of what it gives for each channel."""
+SEWAR = Convention(
+    _Arguments(window=tuple(uniform_window(11).tolist())), _Arguments(downsample="start", channel_mean="before")
+)
+"""``sewar.ssim``; ``sewar.msssim`` of grey images: it halves an image of several channels along those as well."""
+JULIA = Convention(_Arguments(padding="symmetric"), _NoArguments())
+"""``assess_ssim`` of ImageQualityIndexes.jl; with ``crop=true`` the defaults."""
 FUSED_SSIM = Convention(_Arguments(padding="same"), _NoArguments())
 """``fused_ssim`` and the loss of 3D Gaussian Splatting."""
 ALL: Mapping[str, Convention] = MappingProxyType(

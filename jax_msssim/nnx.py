@@ -39,6 +39,7 @@ from jax_msssim._checks import Array, as_array, check_positive, check_static, ow
 from jax_msssim._losses import dssim_loss, ms_ssim_loss, ssim_loss
 from jax_msssim._options import Negative, PyramidOptions, SSIMOptions, prepare, prepare_ms_ssim
 from jax_msssim._signatures import takes
+from jax_msssim._windows import is_of_each_axis
 from jax_msssim.deep import DISTS_WEIGHTS, dists_loss
 from jax_msssim.deep._dists import FeatureWeights, ImageOptions, prepare_images
 
@@ -337,6 +338,8 @@ def _static(name: str, value):
         return value
     if name in ("max_val", "filter_sigma", "k1", "k2", "min_coverage"):
         return check_positive(name, value)
+    if name == "window" and is_of_each_axis(value):
+        return tuple(_static(name, taps) for taps in value)
     if name in ("power_factors", "window"):
         numbers = check_static(name, value)
         if numbers.ndim != 1:

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 WANG2003 = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-PAD_MODES = {"same": "constant", "reflect": "reflect", "symmetric": "symmetric"}
+PAD_MODES = {"same": "constant", "reflect": "reflect", "symmetric": "symmetric", "edge": "edge"}
 
 
 def gaussian(size=11, sigma=1.5):
@@ -24,27 +24,34 @@ def gaussian(size=11, sigma=1.5):
 # --- one scale of one pair [*spatial, C] ----------------------------------------------------------------------
 
 
-def padded(x, padding, margin):
-    """``margin`` more pixels on every side of the spatial axes."""
+def of_each_axis(window, ndim):
+    """The taps of every axis."""
+    return window if np.ndim(window[0]) else [window] * ndim
+
+
+def padded(x, padding, windows):
+    """Half a window more at both ends of each spatial axis, as SciPy's filters see it: its centre is ``n // 2``."""
     if padding == "valid":
         return x
-    return np.pad(x, [(margin, margin)] * (x.ndim - 1) + [(0, 0)], PAD_MODES[padding])
+    margins = [(len(window) // 2, len(window) - 1 - len(window) // 2) for window in windows]
+    return np.pad(x, [*margins, (0, 0)], PAD_MODES[padding])
 
 
 def local_moments(a, b, *, window=None, padding="valid", covariance="population", where=None):
     """Maps of one pair: means, variances and covariance, and the share of each window that is masked."""
-    window = gaussian() if window is None else window
+    windows = of_each_axis(gaussian() if window is None else window, a.ndim - 1)
     where = np.ones(a.shape, bool) if where is None else where
-    missing = ~padded(where, padding, len(window) // 2) & padded(np.ones(a.shape, bool), padding, len(window) // 2)
+    missing = ~padded(where, padding, windows) & padded(np.ones(a.shape, bool), padding, windows)
     valid = ~missing  # zeros around the image are valid pixels
-    a, b = (padded(np.where(where, x, 0), padding, len(window) // 2) for x in (a, b))
-    positions = [size - len(window) + 1 for size in a.shape[:-1]]
+    a, b = (padded(np.where(where, x, 0), padding, windows) for x in (a, b))
+    positions = [size - len(window) + 1 for size, window in zip(a.shape, windows, strict=False)]
 
     def window_sum(function, *maps):
         total = 0
-        for offsets in itertools.product(range(len(window)), repeat=len(positions)):
+        for offsets in itertools.product(*(range(len(window)) for window in windows)):
             here = tuple(slice(i, i + n) for i, n in zip(offsets, positions, strict=True))
-            total = total + math.prod(window[i] for i in offsets) * function(*(x[here] for x in maps))
+            weight = math.prod(window[i] for window, i in zip(windows, offsets, strict=True))
+            total = total + weight * function(*(x[here] for x in maps))
         return total
 
     mass = window_sum(lambda w: w, valid)
@@ -60,7 +67,7 @@ def local_moments(a, b, *, window=None, padding="valid", covariance="population"
     variance_b = expectation(lambda x, y: (y - mean_b - rest_b) ** 2)
     covariance_ab = expectation(lambda x, y: (x - mean_a - rest_a) * (y - mean_b - rest_b))
     if covariance == "sample":
-        n = len(window) ** len(positions)
+        n = math.prod(map(len, windows))
         variance_a, variance_b, covariance_ab = (n * x / (n - 1) for x in (variance_a, variance_b, covariance_ab))
     return mean_a, mean_b, variance_a, variance_b, covariance_ab, window_sum(lambda w: w, missing)
 
@@ -85,8 +92,8 @@ def corners(image, downsample="edge"):
     """The upper left, upper right, lower left and lower right ones of each 2x2 pixels, and so on."""
     odd = [size % 2 for size in image.shape[:-1]]
     none = [0] * len(odd)
-    before = {"edge": none, "floor": none, "zero": odd, "edge_start": [max(odd)] * len(odd)}[downsample]
-    after = odd if downsample in ("edge", "zero") else none
+    before = {"edge": none, "floor": none, "zero": odd, "edge_start": [max(odd)] * len(odd), "start": [1] * len(odd)}
+    before, after = before[downsample], odd if downsample in ("edge", "zero") else none
     margins = [*zip(before, after, strict=True), (0, 0)]
     image = np.pad(image, margins, "constant" if downsample == "zero" else "edge")
     return [
@@ -250,7 +257,7 @@ def single_resolution(a, b, *, alpha, where, max_val=1.0, min_coverage=1.0, **op
         coverage = min_coverage if widest else -1
         luminance, contrast_structure = local_terms(a, b, window=window, min_coverage=coverage, **options)
         product = product * contrast_structure * (luminance if widest else 1)
-    difference = padded(np.where(where, np.abs(a - b), 0), "same", 16)
+    difference = padded(np.where(where, np.abs(a - b), 0), "same", [window] * (a.ndim - 1))
     spread = 0
     for offsets in itertools.product(range(33), repeat=a.ndim - 1):
         here = tuple(slice(i, i + size) for i, size in zip(offsets, a.shape, strict=False))

@@ -3,6 +3,7 @@
 What is not installed is skipped. The largest difference seen is in docs/conventions.md, made from here.
 """
 
+import functools
 import importlib
 import operator
 import types
@@ -80,9 +81,9 @@ def monai(name, spatial_dims=2, **options):
     return function
 
 
-def dm_pix(module, a, b):
+def dm_pix(module, a, b, **options):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return float(module.ssim(*(jax.numpy.asarray(x, jax.numpy.float32) for x in (a, b))))
+        return float(module.ssim(*(jax.numpy.asarray(x, jax.numpy.float32) for x in (a, b)), **options))
 
 
 def tensorflow(name):
@@ -129,6 +130,14 @@ PEERS = [
     Peer("scikit-image, Wang's options", "SKIMAGE_WANG", "ssim", "skimage", named(SKIMAGE, channel_axis=-1, **WANG)),
     Peer("dm_pix", "DM_PIX", "ssim", "dm_pix", dm_pix),
     Peer("metrax", "DM_PIX", "ssim", "metrax", metrax),
+]
+
+EACH_AXIS = {"window": (jax_msssim.gaussian_window(11, 1.5), jax_msssim.gaussian_window(19, 2.5))}
+OF_EACH_AXIS = named(TM_SSIM, sigma=(1.5, 2.5))
+OF_EVEN_LENGTH = functools.partial(dm_pix, filter_size=8)
+WINDOW_PEERS = [
+    Peer("dm_pix, even", "DM_PIX", "ssim", "dm_pix", OF_EVEN_LENGTH, options={"filter_size": 8}),
+    Peer("torchmetrics, of each axis", "TORCHMETRICS", "ssim", "torchmetrics", OF_EACH_AXIS, options=EACH_AXIS),
 ]
 
 VOLUME = {"spatial_ndim": 3, "filter_size": 5, "power_factors": (0.5, 0.5)}

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import peers
 import pytest
+import recorded
+import skimage.color
 import skimage.metrics
 from images import photographs, random_pair
 
@@ -34,6 +36,30 @@ def check(peer, a, b):
 @pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: f"{peer.name} {peer.metric} {peer.convention}")
 def test_program(peer, pair):
     check(peer, *peers.PAIRS[pair]())
+
+
+@pytest.mark.parametrize(
+    ("program", "pair"),
+    [
+        pytest.param(of, pair, id=f"{of.program} {of.metric} {pair}", marks=[pytest.mark.slow] * (i > 0))
+        for of in recorded.RECORDED
+        for i, pair in enumerate(of.values)
+    ],
+)
+def test_recorded(program, pair):
+    assert program.difference(pair) <= program.bound
+
+
+def test_luma_of_super_resolution():
+    image, _ = recorded.bytes_of("astronaut", 20, 30)
+    luma = recorded.recipes()["luma_of_super_resolution"](image.astype(np.float32))
+    # Two orders of float32 sums of numbers up to 235.
+    np.testing.assert_allclose(luma[..., 0], skimage.color.rgb2ycbcr(image)[..., 0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("peer", peers.WINDOW_PEERS, ids=lambda peer: peer.name)
+def test_windows(peer):
+    check(peer, *photographs("astronaut", 64, 71))
 
 
 @pytest.mark.parametrize("peer", peers.VOLUME_PEERS, ids=lambda peer: peer.name)

@@ -14,8 +14,10 @@ import jax_msssim
 # --- the cases ------------------------------------------------------------------------------------------------
 
 WINDOW = (0.05, 0.3, 0.4, 0.15, 0.1)
+EACH_AXIS = (WINDOW, (0.1, 0.4, 0.3, 0.2))  # of even length along columns
 PAIR = ("valid", "reflect")
 LOOSE = {"where": True, "min_coverage": 0.63}
+AROUND = {"window": EACH_AXIS, "padding": "same"}
 ZHAO = {"form": "single_resolution"}
 
 # Name: function, shape of an image, options. The window has 5 taps where nothing is said; MS-SSIM has two scales, or as
@@ -34,6 +36,14 @@ CASES = {
     "ssim-pixel": ("ssim", (1, 1, 1), {"padding": "same"}),
     "ssim-reflect": ("ssim", (3, 9, 1), {"window": WINDOW, "padding": "reflect", "covariance": "sample"}),
     "ssim-symmetric": ("ssim", (2, 8, 2), {"padding": "symmetric"}),
+    "ssim-edge": ("ssim", (3, 9, 2), {"filter_size": 7, "padding": "edge"}),
+    "ssim-even": ("ssim", (9, 12, 2), {"filter_size": 6}),
+    "ssim-each-axis": ("ssim", (12, 15, 2), {"window": EACH_AXIS, "covariance": "sample"}),
+    "ssim-even-edge": ("ssim", (7, 9, 1), {"filter_size": 4, "padding": "edge"}),
+    # Not a coverage that sums of these taps can be.
+    "ssim-even-where": ("ssim", (13, 11, 2), {"where": True, "min_coverage": 0.632} | AROUND),
+    "ssim-even-blocks": ("ssim", (150, 12, 2), {"window": EACH_AXIS, "padding": "reflect"}),
+    "ssim-even-tiles": ("ssim", (290, 12, 1), {"window": EACH_AXIS}),
     "ssim-where": ("ssim", (13, 11, 2), {"where": True}),
     "ssim-where-same": ("ssim", (9, 8, 1), LOOSE | {"padding": "same"}),
     "ssim-blocks": ("ssim", (150, 12, 2), {"window": WINDOW}),
@@ -45,6 +55,7 @@ CASES = {
     "map-reflect": ("ssim_map", (6, 3, 2), {"padding": "reflect"}),
     "map-where": ("ssim_map", (9, 12, 2), LOOSE),
     "map-where-sample": ("ssim_map", (8, 7, 6, 1), {"where": True, "min_coverage": 0.9, "covariance": "sample"}),
+    "map-even": ("ssim_map", (9, 12, 2), {"filter_size": 4, "padding": "symmetric"}),
     "terms": ("ms_ssim_terms", (13, 18, 2), {"scales": 2}),
     "terms-signal": ("ms_ssim_terms", (11, 2), {"scales": 2, "padding": "same"}),
     "terms-volume": ("ms_ssim_terms", (11, 10, 13, 2), {"scales": 2}),
@@ -56,6 +67,9 @@ CASES = {
     "ms-floor": ("ms_ssim", (13, 11, 1), {"downsample": "floor", "padding": "same"}),
     "ms-zero": ("ms_ssim", (13, 18, 1), {"downsample": "zero", "padding": ("symmetric", "same")}),
     "ms-edge-start": ("ms_ssim", (13, 18, 2), {"downsample": "edge_start"}),
+    "ms-start": ("ms_ssim", (13, 18, 2), {"downsample": "start", "scales": 3, "padding": "edge"}),
+    "ms-start-volume": ("ms_ssim", (9, 10, 11, 1), {"downsample": "start", "window": (*EACH_AXIS, (1.0,))}),
+    "ms-even": ("ms_ssim", (12, 9, 1), {"filter_size": 4, "padding": ("valid", "reflect")}),
     "ms-three-scales": ("ms_ssim", (19, 17, 1), {"scales": 3}),
     "ms-one-scale": ("ms_ssim", (9, 8, 1), {"scales": 1}),
     "ms-signal": ("ms_ssim", (23, 2), {"downsample": "zero", "padding": "symmetric"}),
@@ -180,9 +194,9 @@ def test_any_batch(batch, implementation, x64):
 
 
 def test_fit_power_factors():
-    for downsample in ("edge", "floor", "zero", "edge_start"):
+    for downsample in ("edge", "floor", "zero", "edge_start", "start"):
         for height in range(5, 90):
-            options = {"filter_size": 5, "downsample": downsample}
+            options = {"filter_size": 4 + height % 2, "downsample": downsample}
             got = jax_msssim.fit_power_factors((height, 40), **options)
             np.testing.assert_allclose(got, oracle.fit_power_factors((height, 40), **options), 1e-15)
 
@@ -329,6 +343,8 @@ ALPHA = {"alpha": np.array([0.5, 0.5])}
         ("ssim", ValueError, r"where\[..., None\]", {"where": MASK[..., 0]}),
         ("ssim", ValueError, "rank", {"where": MASK[:, :, 1:]}),
         ("ssim", ValueError, 'use padding="valid" or "same"', {"where": MASK, "padding": "reflect"}),
+        ("ssim", ValueError, 'use padding="valid" or "same"', {"where": MASK, "padding": "edge"}),
+        ("ms_ssim", ValueError, 'use downsample="edge" or "floor"', {"where": MASK, "downsample": "start"}),
         ("ms_ssim", ValueError, 'use downsample="edge" or "floor"', {"where": MASK, "downsample": "zero"}),
         ("ssim", ValueError, "min_coverage", {"min_coverage": 0}),
         ("ssim", ValueError, "min_coverage", {"min_coverage": 1.5}),

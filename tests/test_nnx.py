@@ -329,7 +329,7 @@ UNEXPECTED = "() got an unexpected keyword argument "
     ("DSSIM(where=None)", TypeError, f"DSSIM{UNEXPECTED}'where'", "argument of update"),
     ("SSIM(power_factors=(1.0,))", TypeError, f"SSIM{UNEXPECTED}'power_factors'"),
     ("SSIM(255)", TypeError, "SSIM", "positional argument"),
-    ("SSIM(filter_size=4)", ValueError, "filter_size must be odd"),
+    ("SSIM(filter_size=0)", ValueError, "filter_size must be at least 1"),
     ("SSIM(max_val=np.ones(2))", TypeError, "max_val must be one number"),
     ("MSSSIM(power_factors=np.ones((2, 2)))", ValueError, "power_factors must be a sequence of numbers"),
     ("MSSSIM(power_factors=(0.5, -0.5))", ValueError, "power_factors must be finite and not negative"),

@@ -10,7 +10,7 @@ from functions import conv_is_slow
 from images import photograph, photographs, random_pair
 
 import jax_msssim
-from jax_msssim import fit_power_factors, ms_ssim, ms_ssim_db, ms_ssim_l1_loss, ms_ssim_loss, ssim
+from jax_msssim import fit_power_factors, ms_ssim, ms_ssim_db, ms_ssim_l1_loss, ms_ssim_loss, ssim, uniform_window
 
 # --- float32 against float64 --------------------------------------------------------------------------------
 
@@ -107,6 +107,14 @@ def test_gradients_of_photographs(function, implementation):
 
 HARD_SHAPE = (14, 15, 1)
 HARD = {"filter_size": 5}
+FAR = np.full((20, 24, 1), 255)  # from its middle pixel, from which samples are measured
+FAR[10, 12] = 0
+BYTES = {
+    "noise": np.random.default_rng(0).integers(0, 256, (2, 20, 24, 1)),
+    "far from the middle": (FAR, np.full_like(FAR, 254)),
+    "two halves": (255 * (np.indices(FAR.shape)[1] > 11), np.full_like(FAR, 255)),
+    "checkerboards": (255 * (np.indices(FAR.shape).sum(0) % 2), 255 - 255 * (np.indices(FAR.shape).sum(0) % 2)),
+}
 HARD_POWERS = (0.4, 0.6)
 LOSSES = ("ssim_loss", "dssim_loss", "ms_ssim_loss", "log_ms_ssim_loss", "ssim_l1_loss")
 
@@ -222,3 +230,20 @@ def test_cifar_sized_images_train():
         images = images - 20 * gradient
         losses.append(loss)
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "size", [7, 8, pytest.param(1, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("content", BYTES)
+def test_bytes_under_equal_taps(content, size):
+    # Up to 8x8 taps sums are exact; what is rounded is a ratio at each position, and the mean.
+    a, b = BYTES[content]
+    window, options = uniform_window(size), {"covariance": "sample" if size > 1 else "population", "max_val": 255}
+    expected = oracle.ssim(a, b, window=window, **options)
+    np.testing.assert_allclose(
+        ssim(a.astype(np.uint8), b.astype(np.uint8), window=window, **options), expected, 0, 3e-7
+    )
+    # Signed bytes are darker, and a difference of means near 0 keeps fewer digits: those that the library promises.
+    lower = ssim((a - 128).astype(np.int8), (b - 128).astype(np.int8), window=window, **options)
+    np.testing.assert_allclose(lower, oracle.ssim(a - 128, b - 128, window=window, **options), 0, 5e-6)

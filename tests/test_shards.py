@@ -43,6 +43,7 @@ def compiled(function, *arrays, **options):
 
 
 CUT = {"space": 4}
+EVEN = ((0.1, 0.4, 0.3, 0.2), (0.05, 0.3, 0.4, 0.15, 0.1))
 quick = pytest.param
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 CASES = [
@@ -64,6 +65,10 @@ CASES = [
         slow("ms_ssim_l1_loss", {"downsample": rule, "padding": padding}, (4, 32, 20, 1), CUT, LINES, {"sizes": SIZES})
         for rule, padding in (("floor", "symmetric"), ("zero", "same"), ("edge_start", "reflect"))
     ),
+    slow("ms_ssim", {"downsample": "start", "padding": "edge"}, (4, 32, 20, 1), CUT, LINES, {"sizes": SIZES}),
+    slow("ssim", {"window": EVEN, "padding": "edge"}, (1, 8, 9, 1), {"space": 8}, LINES, {}, id="even, one line each"),
+    slow("ssim", {"window": EVEN, "padding": "same"}, (2, 32, 20, 2), CUT, LINES, {}, id="even"),
+    slow("ms_ssim", {"window": EVEN, "downsample": "start"}, (2, 32, 20, 2), CUT, LINES, {}, id="start"),
     slow("ms_ssim", {}, (1, 640, 12, 1), CUT, LINES, {}, id="blocks of rows"),
     slow(
         "ms_ssim", {"min_coverage": 0.5}, (4, 480, 6, 1), CUT, LINES, {"where": np.tile(HOLES, (1, 15, 1, 1))[:, :, :6]}

@@ -23,6 +23,7 @@ SCALES = {"power_factors": (0.3, 0.3, 0.4)}
 PAIR = ("symmetric", "reflect")
 LOOSE = {"where": True, "min_coverage": 0.6}
 ZHAO = {"form": "single_resolution"}
+EACH_AXIS = ((0.05, 0.3, 0.4, 0.15, 0.1), (0.1, 0.4, 0.3, 0.2))
 
 # Name: function, options, array and sizes where they are others. The window has 5 taps.
 CASES = {
@@ -44,6 +45,9 @@ CASES = {
     "zero": ("ms_ssim", SCALES | {"downsample": "zero"}),
     "zero-pair": ("ms_ssim", SCALES | {"downsample": "zero", "padding": PAIR}),
     "edge-start": ("ms_ssim", SCALES | {"downsample": "edge_start"}),
+    "start": ("ms_ssim", SCALES | {"downsample": "start", "padding": "edge"}),
+    "even": ("ms_ssim", SCALES | {"window": EACH_AXIS, "padding": ("valid", "reflect")}),
+    "even-same": ("ssim", {"window": EACH_AXIS, "padding": "same"}),
     "terms": ("ms_ssim_terms", {"scales": 3, "downsample": "edge_start"}),
     "db": ("ms_ssim_db", SCALES),
     "signal": ("ms_ssim", SCALES | {"downsample": "zero", "padding": "symmetric"}, (43,), [(20,), (41,), (43,)]),
@@ -66,7 +70,7 @@ def case_of(name, sizes=SIZES):
     canvas, sizes = other or (CANVAS, sizes)
     a, b = random_pair((len(sizes), *canvas, 2))
     options = options | {"spatial_ndim": len(canvas)}
-    if "form" not in options:
+    if "form" not in options and "window" not in options:
         options["filter_size"] = 5
     if "where" in options:
         options["where"] = np.random.default_rng(1).random(a.shape) > 0.02

@@ -48,8 +48,9 @@ def refusal(pyramid: Pyramid, first: Scale) -> str | None:
         return f"was tried with JAX {' and '.join(RELEASES)}, not with {jax.__version__}"
     if window.spatial_ndim != 2:
         return f"takes spatial_ndim=2, got {window.spatial_ndim}"
-    if len(window.taps) != 11 or min(window.taps[3:8]) < 0.02:
-        return "takes windows of 11 taps, of which the middle five are at least 0.02, as by filter_size=11"
+    taps, *others = set(window.taps)
+    if others or len(taps) != 11 or min(taps[3:8]) < 0.02:
+        return "takes equal windows of 11 taps, of which the middle five are at least 0.02, as by filter_size=11"
     if first.valid is not None:
         return "takes no mask (where)"
     if first.sizes:

@@ -77,7 +77,7 @@ def launch(scale: Scale, numbers: jax.Array, window: Window, similarity: bool, n
     params = struct.pack(
         "8i2f11f",
         *(height, width, channels, *cut, images if scale.centred else 0),
-        *(sign, factor, *window.taps),
+        *(sign, factor, *window.taps[0]),
     )
     sums = (*batch, 1 + similarity, channels, cut.strips * cut.chunks)
     types = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (*[scale.images[0].shape] * len(names), sums)]

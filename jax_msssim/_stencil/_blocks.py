@@ -6,6 +6,7 @@ memory are touched for the first time. The loop runs over rows, never over the b
 
 import functools
 import math
+import operator
 from typing import Literal
 
 import jax
@@ -16,7 +17,7 @@ from jax import lax
 from jax_msssim._means import mean_of_map, places, reference_line, selected, stacked
 from jax_msssim._scales import Scale, centred
 from jax_msssim._stencil._layout import Blocks, Layout, stage
-from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes
+from jax_msssim._stencil._moments import Moments, adjoint, along, coverage, moments, passes, sums_are_exact
 from jax_msssim._stencil._platforms import on_one_device
 from jax_msssim._terms import Constants, Term, fraction_of, value_of
 
@@ -48,7 +49,7 @@ def quantities(terms: tuple[Term, ...], wrt: tuple[str, ...], masked: bool) -> t
 
 def map_of_term(layout: Layout, term: Term, scale: Scale, constants: Constants) -> jax.Array:
     """The term at every window."""
-    local = Moments.of(moments(layout, *_samples(layout, scale, None)))
+    local = Moments.of(layout, moments(layout, *_samples(layout, scale, None)))
     return value_of(term, *local.statistics(scale.centres), constants)
 
 
@@ -61,7 +62,7 @@ def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constant
     """
     like, (place, step) = jax.ShapeDtypeStruct(scale.images[0].shape, scale.dtype), layout.axes[0]
     blocks = _blocks(layout, like.shape)
-    layout = layout._replace(blocks=blocks)
+    layout = layout._replace(blocks=blocks, sums=sums_are_exact(layout.window, scale))
     if blocks is None:
         rows, gradients = _block(layout, terms, wrt, scale, constants, None)
         return [lax.expand_dims(x, (0,)) for x in rows], gradients
@@ -87,14 +88,14 @@ def averages(layout: Layout, terms, wrt: tuple[str, ...], scale: Scale, constant
     rows = [jnp.broadcast_to(zero, shape) for shape in shapes]
     number = blocks.number
     if scale.sizes and on_one_device.get():  # beyond all images there is nothing to add
-        number = lax.div(scale.sizes[0].max() - layout.window.halo + (blocks.rows - 1), np.int32(blocks.rows))
+        number = lax.div(scale.sizes[0].max() - layout.window.halo[0] + (blocks.rows - 1), np.int32(blocks.rows))
     return lax.fori_loop(0, number, add, (rows, wholes))
 
 
 def _rows(layout: Layout, blocks: Blocks, shape, wanted: tuple[list[Term], list[Quantity]]) -> list[tuple[int, ...]]:
     """The shapes of the means over the rows of each block."""
     (with_gradient, rest), step = wanted, layout.channels
-    width = blocks.rows * step if len(layout.axes) == 1 else shape[-1] - layout.window.halo * step
+    width = blocks.rows * step if len(layout.axes) == 1 else shape[-1] - layout.window.halo[-1] * step
     lengths = [1] * len(with_gradient) + [len(rest)] * bool(rest)
     return [(blocks.lines, n, *shape[: -len(layout.axes)], width) for n in lengths]
 
@@ -109,7 +110,7 @@ def _blocks(layout: Layout, shape) -> Blocks | None:
     most = max(BLOCK_SAMPLES // samples_in_row, BLOCK_MIN_ROWS)
     if layout.window.spatial_ndim > 1:  # the "rows" of a signal are single samples
         most = min(most, BLOCK_MAX_ROWS)
-    windows = rows - layout.window.halo
+    windows = rows - layout.window.halo[0]
     number = -(-windows // most)
     return None if number == 1 else Blocks(number, -(-windows // number), windows, min(number, MAX_LINES))
 
@@ -141,13 +142,20 @@ def _samples(layout: Layout, scale: Scale, i) -> tuple[jax.Array, jax.Array | No
     if valid is not None:
         valid = lax.expand_dims(layout.block(valid, i), (0,))
     if isinstance(scale.images, tuple):
-        return _load(layout, scale.images, scale.centres, scale.sizes, i), valid
+        images = scale.images if layout.blocks is None else _cut(layout, scale.images, i)
+        return _load(layout, images, scale.centres, scale.sizes, i), valid
     return layout.block(scale.images, i), valid
 
 
 @stage()
+def _cut(layout: Layout, images, i):
+    # A stage of its own: fused into the next, it makes scalar code of that.
+    return [layout.block(x, i) for x in images]
+
+
+@stage()
 def _load(layout: Layout, images, centres, sizes, i):
-    s, d = centred(*(layout.block(x, i) for x in images), *centres)
+    s, d = centred(*images, *centres)
     if sizes:  # there may be NaN beyond an image
         pixels = layout.inside(sizes, s, i)
         s, d = selected(pixels, s), selected(pixels, d)
@@ -159,7 +167,7 @@ def _values(layout: Layout, wanted: tuple[Quantity, ...], axes, so_far, mass, ce
     """The quantities at every position that counts, 0 at the others, after the passes along some more axes."""
     for axis in axes:
         so_far, mass = along(layout, so_far, mass, axis)
-    local = Moments.of(so_far)
+    local = Moments.of(layout, so_far)
     statistics, weights = local.statistics(centres), _weights(layout, local.mean_s, counted, sizes, i)
 
     def value(quantity: Quantity):
@@ -171,7 +179,7 @@ def _values(layout: Layout, wanted: tuple[Quantity, ...], axes, so_far, mass, ce
 @stage(1, 2)
 def _partials(layout: Layout, term, images, local, mass, centres, constants: Constants, counted, sizes, i):
     """A term at every position that counts, and what the adjoint blurs."""
-    local = Moments.of(local)
+    local = Moments.of(layout, local)
     moving = Moments._fields if term != "contrast_structure" else ("variance_s", "variance_d")
 
     def fraction(moving):
@@ -202,7 +210,7 @@ def _weights(layout: Layout, like, counted, sizes, i):
     """
     marks = [] if counted is None else [counted]
     if sizes:
-        marks.append(layout.inside(sizes, like, i, layout.window.halo))
+        marks.append(layout.inside([*map(operator.sub, sizes, layout.window.halo)], like, i))
     if layout.blocks is not None:
         (place, step), (_, rows, total, _) = layout.axes[0], layout.blocks
         before = lax.max(i * rows - (total - rows), np.int32(0)) * step

@@ -18,7 +18,9 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax_msssim._means import below
 from jax_msssim._windows import Window
 
-Axis = tuple[int, int]  # the place of a spatial axis of a folded image, from the end, and how far its samples are apart
+# The place of a spatial axis of a folded image, from the end, as its window has among the windows; and how far its
+# samples are apart.
+Axis = tuple[int, int]
 
 
 class Blocks(NamedTuple):
@@ -31,12 +33,16 @@ class Blocks(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The window, the folded layout, the platform a program is for (None: undecided), and its blocks. Static."""
+    """The window, the folded layout, the platform a program is for (None: undecided), and its blocks. Static.
+
+    ``sums``: moments are carried as sums of samples and of their squares.
+    """
 
     window: Window
     channels: int
     platform: str | None = None
     blocks: Blocks | None = None
+    sums: bool = False
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -47,16 +53,20 @@ class Layout(NamedTuple):
         """The last axis of a folded array as columns and channels."""
         return x.reshape(*x.shape[:-1], x.shape[-1] // self.channels, self.channels)
 
-    def count(self, shape: tuple[int, ...], less: int = 0) -> int:
-        """The number of pixels in a folded image; of windows with the halo less along each axis."""
-        return math.prod(shape[place] // step - less for place, step in self.axes)
+    def pixels(self, shape: tuple[int, ...]) -> int:
+        """Their number in a folded image."""
+        return math.prod(shape[place] // step for place, step in self.axes)
+
+    def windows(self, shape: tuple[int, ...]) -> int:
+        """Their number in a folded image."""
+        return math.prod(shape[place] // step - self.window.halo[place] for place, step in self.axes)
 
     def shifted(self, x: jax.Array, axis: Axis, which: int | None = None) -> list[jax.Array]:
         """For each tap the samples under it, of all windows along an axis; of a stack, those of ``which``."""
         begin, end, (place, step) = [0] * x.ndim, list(x.shape), axis
         if which is not None:  # in one slice with the shift: XLA would copy a slice that is sliced many times
             begin[0], end[0] = which, which + 1
-        extent, shifted = self.window.halo * step, []
+        extent, shifted = self.window.halo[place] * step, []
         for start in range(0, extent + 1, step):
             begin[place], end[place] = start, x.shape[place] - extent + start
             part = lax.slice(x, begin, end)
@@ -65,11 +75,11 @@ class Layout(NamedTuple):
 
     def blur(self, x: jax.Array, axis: Axis) -> jax.Array:
         """The weighted sum over each window along an axis."""
-        return weighted_sum(np.asarray(self.window.taps, x.dtype), self.shifted(x, axis))
+        return weighted_sum(np.asarray(self.window.taps[axis[0]], x.dtype), self.shifted(x, axis))
 
-    def inside(self, sizes: Sequence[jax.Array], like: jax.Array, i: jax.Array, halo: int = 0) -> jax.Array:
-        """Which samples of block ``i``, an array like this, belong to images of these sizes, or which windows do."""
-        limits = [(size - halo) * step for size, (_, step) in zip(sizes, self.axes, strict=True)]
+    def inside(self, sizes: Sequence[jax.Array], like: jax.Array, i: jax.Array) -> jax.Array:
+        """Which samples of block ``i``, an array like this, belong to images of these sizes."""
+        limits = [size * step for size, (_, step) in zip(sizes, self.axes, strict=True)]
         if self.blocks is not None:
             _, rows, total, _ = self.blocks
             limits[0] = limits[0] - lax.min(i * rows, np.int32(total - rows)) * self.axes[0][1]
@@ -80,7 +90,7 @@ class Layout(NamedTuple):
         if self.blocks is None:
             return x
         (place, step), rows = self.axes[0], self.blocks.rows
-        size = (rows + self.window.halo) * step
+        size = (rows + self.window.halo[place]) * step
         return lax.dynamic_slice_in_dim(x, i * rows * step, size, place, allow_negative_indices=False)
 
 

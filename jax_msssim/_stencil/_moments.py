@@ -9,11 +9,15 @@ each sample ``x`` of the window,
 and the means are the samples of the next axis (the law of total variance). With a mask the same passes carry the
 window's mass, the sum of the taps on valid pixels.
 
+Bytes under a window of equal taps need no pivot on the way: sums of theirs and of their squares are whole numbers that
+float32 holds exactly. At the end they are taken about a whole number near the mean, which is exact as well.
+
 Samples ``s`` and ``d`` are one array ``[2, ...]``. Moments are a stack of two such arrays, means and variances. What is
 1 where a pixel is valid is ``[1, ...]``.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,10 +26,11 @@ import numpy as np
 from jax import lax
 
 from jax_msssim._means import or_one, stacked, unstacked
-from jax_msssim._scales import Pair
+from jax_msssim._scales import Pair, Scale
 from jax_msssim._stencil._layout import Axis, Layout, stage, weighted_sum
 from jax_msssim._stencil._platforms import on_any_platform
 from jax_msssim._terms import Means, Variances
+from jax_msssim._windows import Window
 
 
 class Moments(NamedTuple):
@@ -37,8 +42,10 @@ class Moments(NamedTuple):
     variance_d: jax.Array
 
     @classmethod
-    def of(cls, moments: jax.Array) -> "Moments":
+    def of(cls, layout: Layout, moments: jax.Array) -> "Moments":
         """From a stack."""
+        if layout.sums:
+            moments = _from_sums(math.prod(map(len, layout.window.taps)), *unstacked(moments))
         return cls(*(x for kind in unstacked(moments) for x in unstacked(kind)))
 
     def statistics(self, centres: Pair) -> tuple[Means, Variances]:
@@ -47,12 +54,15 @@ class Moments(NamedTuple):
 
 
 def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis) -> tuple[jax.Array, jax.Array | None]:
-    """The moments along one more axis, of samples alone or of moments, and the mass where pixels are masked."""
-    inside = len(moments) == 2  # the samples have a variance
-    if not layout.window.halo:
-        return (moments if inside else stacked(moments[0], jnp.zeros_like(moments[0]))), mass
-    pivot, taps = layout.window.pivot, np.asarray(layout.window.taps, moments.dtype)
-    samples = layout.shifted(moments, axis, 0)
+    """The moments along one more axis, of samples if it is the first, and the mass where pixels are masked."""
+    if layout.sums:
+        return _summed(layout, moments, axis), mass
+    inside = axis != layout.axes[0]  # the samples have a variance
+    window, (place, _) = layout.window, axis
+    if not window.halo[place]:
+        return (moments if inside else stacked(moments, jnp.zeros_like(moments))), mass
+    pivot, taps = window.pivot[place], np.asarray(window.taps[place], moments.dtype)
+    samples = layout.shifted(moments, axis, 0 if inside else None)
     above = [None if k == pivot else lax.sub(x, samples[pivot]) for k, x in enumerate(samples)]
     within = layout.shifted(moments, axis, 1) if inside else [None] * len(above)
 
@@ -64,7 +74,8 @@ def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis
         m = weighted_sum(taps, above)
         v = weighted_sum(taps, squares(above)) - lax.square(m)
     else:
-        weights = list(map(lax.mul, taps, layout.shifted(jnp.broadcast_to(mass, moments[0].shape), axis)))
+        shape = (moments[0] if inside else moments).shape
+        weights = list(map(lax.mul, taps, layout.shifted(jnp.broadcast_to(mass, shape), axis)))
         total = functools.reduce(lax.add, weights)
         mass, share = total[:1], 1 / or_one(total)
         m = share * weighted_sum(weights, above)
@@ -76,9 +87,36 @@ def along(layout: Layout, moments: jax.Array, mass: jax.Array | None, axis: Axis
 _along = stage(3)(along)
 
 
+def sums_are_exact(window: Window, scale: Scale) -> bool:
+    """Whether sums over a window are integers below 2^24, of which float32 holds every one."""
+    if scale.valid is not None or scale.centred or any(x.dtype not in ("uint8", "int8") for x in scale.images):
+        return False
+    largest = 510**2 * math.prod(map(len, window.taps))  # samples are the sum of two bytes less another such sum
+    return largest < 2**24 and all(len({*taps}) == 1 for taps in window.taps)
+
+
+def _summed(layout: Layout, sums: jax.Array, axis: Axis) -> jax.Array:
+    """Sums of samples and of their squares along one more axis; those of samples alone if it is the first."""
+    if axis == layout.axes[0]:
+        samples = layout.shifted(sums, axis)
+        squares = [lax.square(x) for x in samples]
+    else:
+        samples, squares = (layout.shifted(sums, axis, which) for which in range(2))
+    return stacked(*(functools.reduce(lax.add, parts) for parts in (samples, squares)))
+
+
+def _from_sums(n: int, total: jax.Array, squares: jax.Array) -> jax.Array:
+    """Means and variances from sums of ``n`` samples."""
+    pivot = lax.round(total * (1 / n), lax.RoundingMethod.TO_NEAREST_EVEN)
+    rest = total - n * pivot
+    squares = squares - pivot * (total + rest)  # of what samples are above the pivot: no product reaches 2^24
+    above = rest * (1 / n)
+    return stacked(pivot + above, squares * (1 / n) - lax.square(above))
+
+
 def passes(layout: Layout, samples: jax.Array, valid: jax.Array | None, axes: tuple[Axis, ...]):
     """The moments along some axes and the mass, a stage for each axis."""
-    moments, mass = lax.expand_dims(samples, (0,)), valid
+    moments, mass = samples, valid
     for axis in axes:
         moments, mass = _along(layout, moments, mass, axis)
     return moments, mass
@@ -116,7 +154,7 @@ def adjoint(layout: Layout, images: tuple[str, ...], stack: jax.Array, samples: 
     In the stack lies, after something else, for each image what its own means bring, and then the derivatives by the
     variances: of ``V = G x^2 - M^2`` comes ``G (2 x dV)``, and ``-2 M dV`` with the means.
     """
-    turned = layout._replace(window=layout.window._replace(taps=layout.window.taps[::-1]))
+    turned = layout._replace(window=layout.window._replace(taps=tuple(taps[::-1] for taps in layout.window.taps)))
     blurred = _blurred(turned, _with_margins(turned, stack))
     return _gradients(turned, images, blurred, samples, valid)
 
@@ -126,7 +164,7 @@ def _with_margins(layout: Layout, stack):
     # A stage of its own: fused into the one before or after, it makes scalar code of that.
     margins = [(0, 0, 0)] * stack.ndim
     for place, step in layout.axes:
-        margins[place] = (layout.window.halo * step, layout.window.halo * step, 0)
+        margins[place] = (layout.window.halo[place] * step, layout.window.halo[place] * step, 0)
     return lax.pad(stack[1:], lax.full((), 0, stack.dtype), margins)
 
 

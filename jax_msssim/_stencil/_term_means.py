@@ -95,7 +95,7 @@ def all_scales(platform: str, static: Static, first: Scale, constants: Constants
     names = [(j, name) for j, (with_gradient, rest) in enumerate(wanted) for name in (*with_gradient, *rest)]
     windows = None if masked or not scales[0].sizes else _windows(layout, [scales[j] for j, _ in names])
     means = mean_over(over, mean_of_columns(layout, [x for rows, _ in found for x in rows], windows))
-    positions = [layout.count(scale.images[0].shape, layout.window.halo) for scale in scales]
+    positions = [layout.windows(scale.images[0].shape) for scale in scales]
     if masked:
         shares = stacked(*(lax.index_in_dim(means, names.index((j, "positions")), 0, False) for j, _ in names))
     elif windows is not None:
@@ -113,7 +113,7 @@ def all_scales(platform: str, static: Static, first: Scale, constants: Constants
         results += [mean[j, term] + undefined for term in terms]
         # Gradient images are times the number of pixels, so that a derivative is a mean. Were it a mean times a number,
         # the backward pass would begin with that product, and overflow: decibels of nearly equal images have 1e37.
-        factor = layout.count(scale.images[0].shape) / positions[j] / at_pixels
+        factor = layout.pixels(scale.images[0].shape) / positions[j] / at_pixels
         for pair in differentiated(terms, wrt):
             image = gradients.get(pair)
             results.append(mean[j, pair] if image is None else layout.unfold(image) * factor)
@@ -125,9 +125,11 @@ def _windows(layout: Layout, scales: list[Scale]) -> jax.Array:
     batch = scales[0].centres[0].shape[: -len(layout.axes)]
     by_axis = zip(*(scale.sizes for scale in scales), strict=True)
     sizes = stacked(*(stacked(*(size.reshape(*batch, 1, 1) for size in of_scales)) for of_scales in by_axis))
-    numbers = lax.max(sizes - layout.window.halo, lax.full_like(sizes, 0))
+    halo = layout.window.halo
+    less = np.array(halo, np.int32).reshape(-1, *(1,) * (sizes.ndim - 1))
+    numbers = lax.max(sizes - less, lax.full_like(sizes, 0))
     if layout.window.cut_over:  # an image may reach beyond this shard
-        sides = [[x.images[0].shape[place] // step - layout.window.halo for x in scales] for place, step in layout.axes]
+        sides = [[x.images[0].shape[place] // step - halo[place] for x in scales] for place, step in layout.axes]
         numbers = jnp.minimum(numbers, np.array(sides, np.int32).reshape(*sizes.shape[:2], *(1,) * (sizes.ndim - 2)))
     return numbers.astype(scales[0].dtype)
 
