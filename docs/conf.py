@@ -4,13 +4,16 @@ import shutil
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 HERE = Path(__file__).parent
 
 project = "jax_msssim"
 author = "the jax_msssim authors"
 release = version = installed_version("jax_msssim")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_design"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "jupyter_execute"]
 nitpicky = True
 # Named in signatures. What literal types allow is said in the text; the others are documented elsewhere: to link them
@@ -27,6 +30,7 @@ autodoc_type_aliases = {name: name for name in ALIASES}
 myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks carry their outputs
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -35,12 +39,31 @@ napoleon_custom_sections = ["Returns"]  # else what stands before its first colo
 python_maximum_signature_line_length = 80  # one parameter a line
 
 html_theme = "sphinx_book_theme"
+html_static_path = ["static"]
+html_css_files = ["narrow.css"]
+html_favicon = "static/icon.svg"
+html_context = {"default_mode": "light"}
+html_math_renderer = "mathml"  # which browsers draw themselves, without a script from elsewhere
 html_title = f"jax_msssim {release}"
 html_theme_options = {"home_page_in_toc": True, "show_navbar_depth": 1, "navbar_persistent": []}
 
 
+def visit_math(translator, node):
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_math_block(translator, node):
+    formulas = (
+        tex2mathml(part, as_block=True) for part in node.astext().split(r"\qquad")
+    )  # a line each, where it is narrow
+    translator.body.append(f'<div class="math">{"".join(formulas)}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app):
     """Bring the notebooks under the source folder, where Sphinx looks for pages."""
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     (HERE / "notebooks").mkdir(exist_ok=True)
     for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
         shutil.copy2(notebook, HERE / "notebooks")
