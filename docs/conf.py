@@ -2,6 +2,7 @@
 
 import shutil
 from importlib.metadata import version as installed_version
+from importlib.resources import files
 from pathlib import Path
 
 from docutils import nodes
@@ -39,8 +40,9 @@ napoleon_custom_sections = ["Returns"]  # else what stands before its first colo
 python_maximum_signature_line_length = 80  # one parameter a line
 
 html_theme = "sphinx_book_theme"
-html_static_path = ["static"]
-html_css_files = ["narrow.css"]
+MATHEMATICAL_FONT = files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"  # not every machine has one
+html_static_path = ["static", str(MATHEMATICAL_FONT)]
+html_css_files = ["site.css"]
 html_favicon = "static/icon.svg"
 html_context = {"default_mode": "light"}
 html_math_renderer = "mathml"  # which browsers draw themselves, without a script from elsewhere
@@ -54,10 +56,9 @@ def visit_math(translator, node):
 
 
 def visit_math_block(translator, node):
-    formulas = (
-        tex2mathml(part, as_block=True) for part in node.astext().split(r"\qquad")
-    )  # a line each, where it is narrow
-    translator.body.append(f'<div class="math">{"".join(formulas)}</div>')
+    formulas = node.astext().split(r"\qquad")  # which are on lines of their own where there is little room
+    mathml = "".join(tex2mathml(formula, as_block=True) for formula in formulas)
+    translator.body.append(f'<div class="math">{mathml}</div>')
     raise nodes.SkipNode
 
 

@@ -151,7 +151,7 @@ def test_links():
 
 @pytest.mark.slow
 def test_build_without_warnings(tmp_path):
-    for module in ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_design"):
+    for module in ("sphinx", "myst_nb", "sphinx_book_theme", "ziamath"):
         pytest.importorskip(module)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", tmp_path / "doctrees", DOCS, tmp_path]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
