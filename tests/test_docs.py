@@ -72,7 +72,10 @@ def test_everything_public_has_an_example():  # which `make doctest` runs
 
 # --- the pages ------------------------------------------------------------------------------------------------
 
-SLOW_PAGES = [pytest.param(page, marks=pytest.mark.slow) for page in ("index.md", "guide.md", "training.md", "numerics.md", "deep.md")]
+SLOW_PAGES = [
+    pytest.param(page, marks=pytest.mark.slow)
+    for page in ("index.md", "guide.md", "training.md", "numerics.md", "deep.md")
+]
 
 
 @pytest.mark.parametrize("page", ["definition.md", *SLOW_PAGES])
