@@ -1,5 +1,6 @@
 """The documentation: ``make docs`` builds it into docs/_build/html."""
 
+import re
 import shutil
 from importlib.metadata import version as installed_version
 from importlib.resources import files
@@ -7,6 +8,9 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util.inspect import object_description
+
+from jax_msssim.deep import DISTS_WEIGHTS
 
 HERE = Path(__file__).parent
 
@@ -18,14 +22,12 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "jupyter_execute"]
 nitpicky = True
 # Named in signatures. What literal types allow is said in the text; the others are documented elsewhere: to link them
-# would need the network. TypeAliasForwardRef is Sphinx's own name for an alias in a union.
+# would need the network.
 ALIASES = (
     *("ArrayLike", "Padding", "Downsample", "Covariance", "Luminance", "Negative", "ChannelMean", "SpatialNdim"),
     *("ImplementationName", "Form"),
 )
-nitpick_ignore_regex = [
-    ("py:class", rf"{'|'.join(ALIASES)}|TypeAliasForwardRef|(jax|jaxlib|numpy|np|flax|collections|typing)\..*")
-]
+nitpick_ignore_regex = [("py:class", rf"{'|'.join(ALIASES)}|(jax|jaxlib|numpy|np|flax|collections|typing)\..*")]
 autodoc_type_aliases = {name: name for name in ALIASES}
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath"]
@@ -62,8 +64,20 @@ def visit_math_block(translator, node):
     raise nodes.SkipNode
 
 
+WEIGHTS_IN_NUMBERS = object_description(DISTS_WEIGHTS)
+
+
+def by_name(app, what, name, obj, options, signature, annotation):
+    """The default of ``weights`` by its name, in place of 2950 numbers, and aliases in containers by theirs."""
+    if signature:
+        signature = signature.replace(WEIGHTS_IN_NUMBERS, "DISTS_WEIGHTS")
+        signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
+    return signature, annotation
+
+
 def setup(app):
     """Bring the notebooks under the source folder, where Sphinx looks for pages."""
+    app.connect("autodoc-process-signature", by_name)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     (HERE / "notebooks").mkdir(exist_ok=True)
     for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):

@@ -166,4 +166,5 @@ def test_build_without_warnings(tmp_path):
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     for page in PAGES:
-        assert (tmp_path / page.relative_to(DOCS)).with_suffix(".html").is_file()
+        html = (tmp_path / page.relative_to(DOCS)).with_suffix(".html").read_text()
+        assert re.findall(r'<(?:script|link|img)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*', html) == []  # no other host
