@@ -30,7 +30,7 @@ ALIASES = (
 nitpick_ignore_regex = [("py:class", rf"{'|'.join(ALIASES)}|(jax|jaxlib|numpy|np|flax|collections|typing)\..*")]
 autodoc_type_aliases = {name: name for name in ALIASES}
 
-myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks carry their outputs
 nb_merge_streams = True
