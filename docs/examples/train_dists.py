@@ -76,11 +76,7 @@ def main(network: VGG16, steps: int = 200, side: int = 64, batch: int = 4) -> di
         images = random_crops(rng, batch, side, HELD_OUT)
         metrics.update(predictions=model(halved(images)), targets=images)
     evaluation = {name: float(value) for name, value in metrics.compute().items()}
-    return {
-        "losses": np.array(losses),
-        "not_finite": int((~np.isfinite(losses)).sum()),
-        "evaluation": evaluation,
-    }
+    return {"losses": np.array(losses), "evaluation": evaluation}
 
 
 def read_weights(path: Path) -> VGG16:
