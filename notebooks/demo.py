@@ -14,13 +14,14 @@ import numpy as np
 import optax
 import skimage
 from flax import nnx
-from jax_msssim import ms_ssim, ms_ssim_db, ms_ssim_loss, ssim, ssim_map
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from jax_msssim import ms_ssim, ms_ssim_db, ms_ssim_loss, ssim, ssim_map
 
 # All of them come with scikit-image; none is downloaded.
 TRAINING = (

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tifffile
+
 from jax_msssim import ms_ssim_terms
 
 WANG2003 = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

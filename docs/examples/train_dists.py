@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax_msssim.deep import VGG16, dists_loss
-from jax_msssim.nnx import DISTS, SSIM
+from photographs import HELD_OUT, random_crops
 from rich.progress import track
 
-from photographs import HELD_OUT, random_crops
+from jax_msssim.deep import VGG16, dists_loss
+from jax_msssim.nnx import DISTS, SSIM
 
 
 class SuperResolver(nnx.Module):

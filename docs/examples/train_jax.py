@@ -13,10 +13,10 @@ import optax
 import skimage.filters
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jax_msssim import fit_power_factors, ms_ssim_loss
+from photographs import random_crops
 from rich.progress import track
 
-from photographs import random_crops
+from jax_msssim import fit_power_factors, ms_ssim_loss
 
 convolve = functools.partial(
     lax.conv_general_dilated,

@@ -11,11 +11,11 @@ import optax
 from flax import linen as nn
 from flax import nnx
 from flax.training import train_state
-from jax_msssim import fit_power_factors, log_ms_ssim_loss
-from jax_msssim.nnx import MSSSIM
+from photographs import random_crops
 from rich.progress import track
 
-from photographs import random_crops
+from jax_msssim import fit_power_factors, log_ms_ssim_loss
+from jax_msssim.nnx import MSSSIM
 
 
 class Autoencoder(nn.Module):

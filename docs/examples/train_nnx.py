@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax_msssim import fit_power_factors, ms_ssim_l1_loss
-from jax_msssim.nnx import MSSSIM, SSIM
+from photographs import HELD_OUT, random_crops
 from rich.progress import track
 
-from photographs import HELD_OUT, random_crops
+from jax_msssim import fit_power_factors, ms_ssim_l1_loss
+from jax_msssim.nnx import MSSSIM, SSIM
 
 
 class Denoiser(nnx.Module):
