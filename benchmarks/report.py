@@ -32,9 +32,11 @@ class Table(NamedTuple):
             table.add_row(*row)
         console.print(table, *self.notes, "", sep="\n")
 
-    def markdown(self) -> str:
+    def markdown(self, level: int = 2) -> str:
         lines = [self.headings, ["---"] * len(self.headings), *self.rows]
-        return "\n".join([f"## {self.title}", "", *(f"| {' | '.join(line)} |" for line in lines), "", *self.notes, ""])
+        return "\n".join(
+            [f"{'#' * level} {self.title}", "", *(f"| {' | '.join(line)} |" for line in lines), "", *self.notes, ""]
+        )
 
 
 def libraries(records: Records) -> Table:

@@ -229,41 +229,32 @@ def summary(results: Results) -> Table:
     return Table(f"How many of {len(PAIRS)} pairs fail", headings, rows, list(refusals.values()))
 
 
-def errors(metric: str, results: Results) -> Table:
-    rows = [(pair, *map(judgement, row.values())) for pair, row in results[metric].items()]
-    return Table(f"Error of {METRICS[metric]}", ("pair", *programs_with(metric)), rows)
+def of_pair(pair: str, results: Results) -> Table:
+    """What every program makes of a pair, after float64 in both paddings."""
+    references = {"float64": "MATLAB", "float64, mirrored": "TORCHMETRICS"}
+    rows = []
+    for name, convention in references.items():
+        values = (exact(metric, convention, pair) for metric in METRICS)
+        rows.append((name, *(cell for value, gradient in values for cell in (f"{value:.6f}", short(gradient)))))
+    for name in PROGRAMS:
+        cells = (results[metric][pair].get(name) for metric in METRICS)
+        rows.append((name, *(text for cell in cells for text in (shown(cell) if cell else ("", "")))))
+    headings = ("program", *(text for name in METRICS.values() for text in (f"{name}, error", "largest gradient")))
+    return Table(pair, headings, rows)
 
 
-def judgement(cell: Cell) -> str:
+def shown(cell: Cell) -> tuple[str, str]:
+    """Value and error, and the gradient."""
     if cell.refusal:
-        return "refuses"
+        return "refuses", ""
     marks = [
-        short(cell.error) if math.isfinite(cell.error) else "not finite",
+        f"{cell.value:.6f}, {short(cell.error)}" if math.isfinite(cell.value) else "not finite",
         "out of range" if cell.out_of_range else "",
         "gradient not finite" if cell.not_finite and math.isfinite(cell.value) else "",
         "exempt" if cell.exempt else "",
     ]
     text = ", ".join(filter(None, marks))
-    return f"**{text}**" if cell.fails else text
-
-
-def details(metric: str, results: Results) -> Table:
-    """Values and gradients, after those of float64 in both paddings."""
-    references = {"float64": "MATLAB", "float64, mirrored": "TORCHMETRICS"}
-    rows = [
-        (
-            pair,
-            *(shown(*exact(metric, convention, pair)) for convention in references.values()),
-            *("refuses" if cell.refusal else shown(cell.value, cell.gradient) for cell in row.values()),
-        )
-        for pair, row in results[metric].items()
-    ]
-    headings = ("pair", *references, *programs_with(metric))
-    return Table(f"Value of {METRICS[metric]}, and its largest gradient", headings, rows)
-
-
-def shown(value: float, gradient: float) -> str:
-    return f"{value:.6f}, {short(gradient)}" if math.isfinite(value) else short(value)
+    return f"**{text}**" if cell.fails else text, short(cell.gradient)
 
 
 def short(x: float) -> str:
@@ -319,10 +310,11 @@ def main() -> None:
         }
         for metric, name in METRICS.items()
     }
-    first, *rest = [summary(results), *(table(metric, results) for table in (errors, details) for metric in METRICS)]
+    first = summary(results)
     before, page = PAGE.read_text().split(BEGIN)
     _, after = page.split(END)
-    tables = "\n".join([versions(), *(table.markdown() for table in (first, *rest))])
+    pairs = [of_pair(pair, results).markdown(level=3) for pair in PAIRS]
+    tables = "\n".join([versions(), first.markdown(), "## Pair by pair\n", *pairs])
     PAGE.write_text(before + BEGIN + tables + END + after)
     plot(results, PICTURE)
     first.print(Console())

@@ -24,14 +24,27 @@ from rich.table import Table
 from jax_msssim import ms_ssim, ms_ssim_db, ms_ssim_loss, ssim, ssim_map
 
 # All of them come with scikit-image; none is downloaded.
-TRAINING = ("camera", "coins", "gravel", "immunohistochemistry", "rocket", "stereo_motorcycle")
-HELD_OUT = {"astronaut": (0, 100), "coffee": (60, 140), "chelsea": (20, 130)}  # top left corner of the part taken
+TRAINING = (
+    "camera",
+    "coins",
+    "gravel",
+    "immunohistochemistry",
+    "rocket",
+    "stereo_motorcycle",
+)
+HELD_OUT = {
+    "astronaut": (0, 100),
+    "coffee": (60, 140),
+    "chelsea": (20, 130),
+}  # top left corner of the part taken
 SIDE = 256  # of that part, in pixels
 CROP = 176  # of the training crops: the five scales of MS-SSIM need 161 pixels
 BATCH = 2
 NOISE = 0.1  # standard deviation; pixels range from 0 to 1
 MIX = 0.84  # the share of MS-SSIM in the loss, the rest is L1 (Zhao et al. 2017)
-MARGIN = 3.0  # decibels of MS-SSIM that every photograph must gain: 3 dB halve 1 - MS-SSIM
+MARGIN = (
+    3.0  # decibels of MS-SSIM that every photograph must gain: 3 dB halve 1 - MS-SSIM
+)
 
 
 class Denoiser(nnx.Module):
@@ -40,9 +53,18 @@ class Denoiser(nnx.Module):
     def __init__(self, *, features: int = 24, depth: int = 5, rngs: nnx.Rngs):
         widths = [3] + [features] * (depth - 1)
         self.hidden = nnx.List(
-            [nnx.Conv(n_in, n_out, kernel_size=(3, 3), rngs=rngs) for n_in, n_out in itertools.pairwise(widths)]
+            [
+                nnx.Conv(n_in, n_out, kernel_size=(3, 3), rngs=rngs)
+                for n_in, n_out in itertools.pairwise(widths)
+            ]
         )
-        self.noise = nnx.Conv(features, 3, kernel_size=(3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.noise = nnx.Conv(
+            features,
+            3,
+            kernel_size=(3, 3),
+            kernel_init=nnx.initializers.zeros,
+            rngs=rngs,
+        )
 
     def __call__(self, noisy: jax.Array) -> jax.Array:
         """Restore images ``[..., H, W, 3]``."""
@@ -59,10 +81,14 @@ def restoration_loss(restored: jax.Array, clean: jax.Array) -> jax.Array:
 
 
 @nnx.jit
-def train_step(model: Denoiser, optimizer: nnx.Optimizer, clean: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+def train_step(
+    model: Denoiser, optimizer: nnx.Optimizer, clean: jax.Array, rngs: nnx.Rngs
+) -> jax.Array:
     """Add fresh noise to clean images, and improve the model at removing it."""
     noisy = add_noise(clean, rngs())
-    loss, gradients = nnx.value_and_grad(lambda model: restoration_loss(model(noisy), clean))(model)
+    loss, gradients = nnx.value_and_grad(
+        lambda model: restoration_loss(model(noisy), clean)
+    )(model)
     optimizer.update(model, gradients)
     return loss
 
@@ -93,7 +119,9 @@ def add_noise(clean: jax.Array, key: jax.Array) -> jax.Array:
 def photograph(name: str) -> np.ndarray:
     """A photograph ``[H, W, 3]`` from 0 to 1; a grey one has three equal channels."""
     pixels = getattr(skimage.data, name)()
-    pixels = pixels[0] if isinstance(pixels, tuple) else pixels  # the left one of a stereo pair
+    pixels = (
+        pixels[0] if isinstance(pixels, tuple) else pixels
+    )  # the left one of a stereo pair
     pixels = pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=-1)
     return skimage.util.img_as_float32(pixels)
 
@@ -115,7 +143,9 @@ def train(steps: int) -> Denoiser:
     images = [photograph(name) for name in TRAINING]
     rng, rngs = np.random.default_rng(0), nnx.Rngs(0)
     model = Denoiser(rngs=rngs)
-    optimizer = nnx.Optimizer(model, optax.adam(optax.cosine_decay_schedule(4e-3, steps)), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(
+        model, optax.adam(optax.cosine_decay_schedule(4e-3, steps)), wrt=nnx.Param
+    )
     for _ in track(range(steps), description="training"):
         clean = np.stack([random_crop(images, rng) for _ in range(BATCH)])
         loss = train_step(model, optimizer, clean, rngs)
@@ -136,10 +166,21 @@ def save_picture(path: Path, clean: np.ndarray, panels: dict[str, np.ndarray]) -
         top.imshow(image.clip(0, 1))
         top.set_title(f"{kind}: MS-SSIM {ms_ssim(image, clean):.3f}")
         similarity = np.asarray(ssim_map(image, clean)).mean(-1)
-        margin = (len(image) - len(similarity)) // 2  # the map has no value where the window leaves the image
-        mapped = bottom.imshow(np.pad(similarity, margin, constant_values=np.nan), cmap="magma", vmin=0, vmax=1)
+        margin = (
+            len(image) - len(similarity)
+        ) // 2  # the map has no value where the window leaves the image
+        mapped = bottom.imshow(
+            np.pad(similarity, margin, constant_values=np.nan),
+            cmap="magma",
+            vmin=0,
+            vmax=1,
+        )
         bottom.set_title(f"SSIM map, mean {similarity.mean():.3f}")
-    bar = figure.colorbar(mapped, cax=axes[1, 0].inset_axes((0.1, 0.5, 0.8, 0.07)), orientation="horizontal")
+    bar = figure.colorbar(
+        mapped,
+        cax=axes[1, 0].inset_axes((0.1, 0.5, 0.8, 0.07)),
+        orientation="horizontal",
+    )
     bar.set_ticks([0, 0.5, 1], labels=["0\nunlike", "0.5", "1\nequal"])
     bar.ax.set_title("likeness to the clean photograph", fontsize="medium")
     save_small(figure, path)
@@ -151,7 +192,9 @@ def save_small(figure: Figure, path: Path) -> None:
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.quantize(palette=picture.quantize(kmeans=4), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    picture.quantize(
+        palette=picture.quantize(kmeans=4), dither=Image.Dither.FLOYDSTEINBERG
+    ).save(path, optimize=True)
 
 
 def show_table(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
@@ -159,7 +202,10 @@ def show_table(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> N
     digits = {"PSNR": 1, "SSIM": 3, "MS-SSIM": 3, "MS-SSIM dB": 1}
     table = Table("photograph", *digits, title="Held-out photographs, noisy → restored")
     for i, name in enumerate(HELD_OUT):
-        table.add_row(name, *(f"{before[m][i]:.{d}f} → {after[m][i]:.{d}f}" for m, d in digits.items()))
+        table.add_row(
+            name,
+            *(f"{before[m][i]:.{d}f} → {after[m][i]:.{d}f}" for m, d in digits.items()),
+        )
     Console().print(table)
 
 
@@ -167,22 +213,32 @@ def main() -> None:
     """Train, evaluate, print and draw; fail if a photograph was not clearly restored."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300, help="steps of training")
-    parser.add_argument("--output", type=Path, default=Path("demo.png"), help="where the picture goes")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo.png"), help="where the picture goes"
+    )
     arguments = parser.parse_args()
 
     model = train(arguments.steps)
-    clean = np.stack([crop(photograph(name), *corner, SIDE) for name, corner in HELD_OUT.items()])
+    clean = np.stack(
+        [crop(photograph(name), *corner, SIDE) for name, corner in HELD_OUT.items()]
+    )
     noisy = add_noise(clean, jax.random.key(1))
     restored = restore(model, noisy)
 
     before, after = jax.device_get((evaluate(noisy, clean), evaluate(restored, clean)))
     show_table(before, after)
-    save_picture(arguments.output, clean[0], {"noisy": np.asarray(noisy[0]), "restored": np.asarray(restored[0])})
+    save_picture(
+        arguments.output,
+        clean[0],
+        {"noisy": np.asarray(noisy[0]), "restored": np.asarray(restored[0])},
+    )
     print(f"picture: {arguments.output}")
 
     gain = after["MS-SSIM dB"] - before["MS-SSIM dB"]
     if not (gain > MARGIN).all():
-        sys.exit(f"MS-SSIM rose by only {gain.min():.1f} dB on some photograph, {MARGIN} dB were expected")
+        sys.exit(
+            f"MS-SSIM rose by only {gain.min():.1f} dB on some photograph, {MARGIN} dB were expected"
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -21,32 +20,91 @@ METADATA = {
 }
 TIMEOUT = 600  # seconds for one cell
 
+# Smaller sizes, after the first cell.
+FAST_TO_COMPILE = 'jax.config.update("jax_disable_most_optimizations", True)\n'
+QUICK = {
+    "01_quickstart": FAST_TO_COMPILE + "BISECTIONS = 12",
+    "02_train_with_ms_ssim": FAST_TO_COMPILE + "STEPS, BATCH, EVALUATIONS = 12, 2, 2",
+    "03_batch_metrics": FAST_TO_COMPILE + "PICTURES, QUALITIES, BATCH = 9, (10, 80), 4",
+    "04_tpu_and_sharding": FAST_TO_COMPILE
+    + "BATCH, STEPS, REPEATS, COUNTS = jax.device_count(), 3, 1, [1]",
+    "05_restore_by_gradient": "SIDE, FRAMES = 161, (0, 5, 20, 60)",
+    "06_dists": "SIDE = 128",
+}
+# What the text says of the numbers, at any size, after the last cell.
+CLAIMS = {
+    "01_quickstart": """
+assert max(psnr.values()) - min(psnr.values()) < 0.1
+for metric in (ssims, ms_ssims):
+    assert min(metric, key=metric.get) == "noise"
+    best = min(metric[name] for name in ("mean shift", "contrast", "moved"))
+    assert best > max(metric[name] for name in ("noise", "salt and pepper", "JPEG", "blur"))
+""",
+    "05_restore_by_gradient": """
+assert largest["relu"][negative] == 0 < largest["soft"].min()
+assert (climbs["MS-SSIM, relu"][1][:, negative] == 0).all()
+assert (climbs["MS-SSIM"][1][-1] > 0.5).all()
+""",
+    "06_dists": "assert (distance[:, 0] < distance[:, 1]).all()",
+}
+# And at full size.
+CLAIMS_IN_FULL = {
+    "02_train_with_ms_ssim": """
+for with_ms_ssim in ("MS-SSIM", "MS-SSIM and L1"):
+    for without in ("L2", "L1"):
+        assert final[with_ms_ssim]["MS-SSIM"] > final[without]["MS-SSIM"] + 0.01
+        assert final[with_ms_ssim]["PSNR"] < final[without]["PSNR"]
+        assert final[with_ms_ssim]["colour error"] > 1.2 * final[without]["colour error"]
+        assert ratio[with_ms_ssim] > 1.2 * ratio[without]
+""",
+    "05_restore_by_gradient": """
+assert tint[2] > 0.05 > -0.05 > tint[0]
+assert climbs["MS-SSIM"][1][step, negative] > 0.99
+assert (errors["MS-SSIM"] > 5 * errors["MS-SSIM and L1"]).all()
+""",
+}
 
-def execute(path: Path) -> nbformat.NotebookNode:
+
+def execute(path: Path, quick: bool) -> nbformat.NotebookNode:
     """The notebook, executed in a fresh kernel; of its metadata, what renders it is left."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, kernel_name="python3", timeout=TIMEOUT, record_timing=False).execute()
+    claims = CLAIMS.get(path.stem, "") + (
+        "" if quick else CLAIMS_IN_FULL.get(path.stem, "")
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(claims))
+    if quick:
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first.source += f"\n{QUICK[path.stem]}"
+    NotebookClient(
+        notebook, kernel_name="python3", timeout=TIMEOUT, record_timing=False
+    ).execute()
+    del notebook.cells[-1]
     notebook.metadata = METADATA
     for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
+        cell.metadata = {}
     return notebook
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", type=Path, nargs="*", help="the notebooks to execute, by default all")
-    parser.add_argument("--quick", action="store_true", help="at reduced size, and write nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks",
+        type=Path,
+        nargs="*",
+        help="the notebooks to execute, by default all",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="at reduced size, and write nothing"
+    )
     arguments = parser.parse_args()
 
-    if arguments.quick:
-        os.environ["JAX_MSSSIM_QUICK"] = "1"
-    else:
-        os.environ.pop("JAX_MSSSIM_QUICK", None)
     paths = arguments.notebooks or sorted(FOLDER.glob("*.ipynb"))
     for path in track(paths, description="notebooks"):
         print(path.stem, flush=True)
         try:
-            notebook = execute(path)
+            notebook = execute(path, arguments.quick)
         except (CellExecutionError, CellTimeoutError) as error:
             sys.exit(re.sub(r"\x1b\[[\d;]*m", "", f"{path}: {error}"))
         if not arguments.quick:

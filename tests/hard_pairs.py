@@ -52,7 +52,7 @@ def hard_pairs(side: int = 192) -> dict[str, HardPair]:
         "flat 1000, flat 1001": (1000 * white, 1001 * white),
         "photograph, its negative": (a, 1 - a),
         "photograph in [-1, 2]": (3 * a - 1, 3 * b - 1),
-        "photograph - 10": (a - 10, b - 10),
+        "photograph minus 10": (a - 10, b - 10),
         "checkerboard, its negative": (checkerboard, 1 - checkerboard),
         "checkerboard, flat 0.5": (checkerboard, 0.5 * white),
         "squares of 8, moved by 1": (squares, np.roll(squares, 1, 0)),

@@ -15,7 +15,9 @@ def photograph(name: str) -> np.ndarray:
     return getattr(skimage.data, name)()
 
 
-def random_crops(rng: np.random.Generator, count: int, side: int, names: tuple[str, ...] = TRAINING) -> np.ndarray:
+def random_crops(
+    rng: np.random.Generator, count: int, side: int, names: tuple[str, ...] = TRAINING
+) -> np.ndarray:
     """Squares from anywhere in the photographs: ``[count, side, side, 3]``, float32 from 0 to 1."""
     crops = []
     for _ in range(count):

@@ -19,7 +19,10 @@ from rich.progress import track
 from jax_msssim import fit_power_factors, ms_ssim_loss
 
 convolve = functools.partial(
-    lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    lax.conv_general_dilated,
+    window_strides=(1, 1),
+    padding="SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
 )
 # A step whose gradients are not finite is skipped, and counted.
 optimizer = optax.apply_if_finite(optax.adam(3e-3), max_consecutive_errors=3)
@@ -29,7 +32,10 @@ def initial_weights(key: jax.Array, widths=(3, 24, 24, 3)) -> list[jax.Array]:
     """The kernels of 3x3 convolutions: any pytree will do."""
     shapes = [(3, 3, n_in, n_out) for n_in, n_out in itertools.pairwise(widths)]
     keys = jax.random.split(key, len(shapes))
-    return [jax.nn.initializers.he_normal()(*arguments) for arguments in zip(keys, shapes, strict=True)]
+    return [
+        jax.nn.initializers.he_normal()(*arguments)
+        for arguments in zip(keys, shapes, strict=True)
+    ]
 
 
 def sharpen(weights: list[jax.Array], blurred: jax.Array) -> jax.Array:
@@ -47,7 +53,9 @@ def train_step(weights, state, blurred, sharp):
 
     def mean_loss(weights):
         restored = sharpen(weights, blurred)
-        dissimilarity = ms_ssim_loss(restored, sharp, power_factors=fit_power_factors(sharp.shape[1:3]))
+        dissimilarity = ms_ssim_loss(
+            restored, sharp, power_factors=fit_power_factors(sharp.shape[1:3])
+        )
         return (dissimilarity + optax.l2_loss(restored, sharp).mean((1, 2, 3))).mean()
 
     loss, gradients = jax.value_and_grad(mean_loss)(weights)
@@ -55,9 +63,13 @@ def train_step(weights, state, blurred, sharp):
     return optax.apply_updates(weights, updates), state, loss
 
 
-def main(steps: int = 200, side: int = 96, batch: int = 8, devices: int | None = None) -> dict:
+def main(
+    steps: int = 200, side: int = 96, batch: int = 8, devices: int | None = None
+) -> dict:
     """Trains on so many devices, by default all, which divide the batch, and returns what happened."""
-    mesh = jax.make_mesh((devices or jax.device_count(),), ("batch",), devices=jax.devices()[:devices])
+    mesh = jax.make_mesh(
+        (devices or jax.device_count(),), ("batch",), devices=jax.devices()[:devices]
+    )
     sharding = NamedSharding(mesh, PartitionSpec("batch"))
     rng, losses = np.random.default_rng(0), []
     with jax.set_mesh(mesh):
@@ -69,7 +81,11 @@ def main(steps: int = 200, side: int = 96, batch: int = 8, devices: int | None =
             images = jax.device_put((blurred, sharp), sharding)
             weights, state, loss = train_step(weights, state, *images)
             losses.append(float(loss))
-    return {"losses": np.array(losses), "not_finite": int(state.total_notfinite), "weights": weights}
+    return {
+        "losses": np.array(losses),
+        "not_finite": int(state.total_notfinite),
+        "weights": weights,
+    }
 
 
 if __name__ == "__main__":

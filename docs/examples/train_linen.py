@@ -42,10 +42,14 @@ def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, jax.Ar
 
     def mean_loss(weights):
         restored = state.apply_fn({"params": weights}, images)
-        losses = log_ms_ssim_loss(restored, images, power_factors=fit_power_factors(images.shape[1:3]))
+        losses = log_ms_ssim_loss(
+            restored, images, power_factors=fit_power_factors(images.shape[1:3])
+        )
         return losses.mean(), restored
 
-    (loss, restored), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    (loss, restored), gradients = jax.value_and_grad(mean_loss, has_aux=True)(
+        state.params
+    )
     state.metric.update(predictions=restored, targets=images)
     return state.apply_gradients(grads=gradients), loss
 
@@ -57,9 +61,13 @@ def main(steps: int = 150, side: int = 96, batch: int = 2, accumulate: int = 2) 
     adam = optax.MultiSteps(optax.adam(3e-3), every_k_schedule=accumulate)
     state = TrainState.create(
         apply_fn=model.apply,
-        params=model.init(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))["params"],
+        params=model.init(jax.random.key(0), np.zeros((1, side, side, 3), np.float32))[
+            "params"
+        ],
         # Gradients that are not finite are not added, and counted.
-        tx=optax.apply_if_finite(adam.gradient_transformation(), max_consecutive_errors=3),
+        tx=optax.apply_if_finite(
+            adam.gradient_transformation(), max_consecutive_errors=3
+        ),
         metric=MSSSIM(power_factors=fit_power_factors((side, side))),
     )
     losses = []
@@ -80,4 +88,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--side", type=int, default=96, help="of the crops, in pixels")
     result = main(**vars(parser.parse_args()))
-    print(f"loss {result['losses'][0]:.3f} -> {result['losses'][-1]:.3f}, MS-SSIM {result['ms_ssim']:.3f}")
+    print(
+        f"loss {result['losses'][0]:.3f} -> {result['losses'][-1]:.3f}, MS-SSIM {result['ms_ssim']:.3f}"
+    )
