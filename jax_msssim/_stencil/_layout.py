@@ -77,7 +77,7 @@ class Layout(NamedTuple):
         """The weighted sum over each window along an axis."""
         return weighted_sum(np.asarray(self.window.taps[axis[0]], x.dtype), self.shifted(x, axis))
 
-    def inside(self, sizes: Sequence[jax.Array], like: jax.Array, i: jax.Array) -> jax.Array:
+    def inside(self, sizes: Sequence[jax.Array], like: jax.Array, i: jax.Array | int) -> jax.Array:
         """Which samples of block ``i``, an array like this, belong to images of these sizes."""
         limits = [size * step for size, (_, step) in zip(sizes, self.axes, strict=True)]
         if self.blocks is not None:

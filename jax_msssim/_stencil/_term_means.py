@@ -15,7 +15,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jax_msssim._means import mean_by_axis, or_one, selected, spatial_axes, stacked, unstacked
-from jax_msssim._scales import Pair, Pyramid, Scale, centred, doubled, halved, inside
+from jax_msssim._scales import Pair, Pyramid, Scale, centred, doubled, halved
 from jax_msssim._shards import mean_over
 from jax_msssim._stencil._blocks import IMAGES, averages, differentiated, mean_of_columns, quantities
 from jax_msssim._stencil._layout import Layout, fold, stage
@@ -163,8 +163,9 @@ def _tangents(pyramid: Pyramid, dx: jax.Array, first: Scale) -> list[jax.Array]:
         images, share = halved([*scale.images], scale, mean)
         return tuple(images), share
 
-    pixels = inside(first.sizes, dx.shape)
-    dx = dx if pixels is None else selected(pixels, dx)
+    if first.sizes:  # rows of three samples a pixel would be compared one by one
+        layout, folded = Layout(pyramid.window, dx.shape[-1]), fold(dx)
+        dx = layout.unfold(selected(layout.inside(list(map(fold, first.sizes)), folded, 0), folded))
     return [scale.images[0] for scale in pyramid.scales(Scale((dx,), (), first.valid, first.sizes), halve)]
 
 
