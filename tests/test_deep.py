@@ -459,6 +459,7 @@ def test_refused_by_the_network(row):
     ("dists_loss(A, A, 1.0, **SMALL)", TypeError, "dists_loss() takes 2 positional arguments"),
     ("dists_loss(A, A, **SMALL, where=A)", TypeError, "where must be boolean"),
     ("dists_loss(A, A, **SMALL, sizes=np.array([16, 18]))", ValueError, "sizes must be at least [1, 1]"),
+    ("dists_loss(A, A, network='vgg.npz')", TypeError, "network must be a function of images", "got str"),
     ("dists_loss(A, A, network=two_maps)", ValueError, "weights must hold", "[3, 4] channels", "DISTS_WEIGHTS"),
     ("dists_loss(A, A, network=lambda x: x)", TypeError, "network must return a list or tuple of feature maps"),
     ("dists_loss(A, A, network=lambda x: [x], where=A > 0)", TypeError, "network must take where="),

@@ -226,6 +226,11 @@ def dists_loss(
       Ding, Ma, Wang and Simoncelli, `Image quality assessment: unifying structure and texture similarity
       <https://arxiv.org/abs/2004.07728>`_, 2020.
     """
+    if not callable(network):
+        raise TypeError(
+            "network must be a function of images that returns feature maps, as jax_msssim.deep.VGG16 is, "
+            f"got {type(network).__name__}."
+        )
     prepared, images = prepare_images(("predictions", "targets"), predictions, targets, **options)
     a, b, where = _inputs(images, prepared)
     if where is None:
