@@ -164,7 +164,9 @@ FAULTS = [
     Fault("_means.py", "return places(shape, first) < limit", "return places(shape, first) <= limit"),
     Fault("_stencil/_layout.py", "lax.min(i * rows, np.int32(total - rows))", "(i * rows)"),
     Fault("_stencil/_blocks.py", "if sizes:  # there may be NaN", "if False:  # there may be NaN"),
-    Fault("_stencil/_term_means.py", "dx if pixels is None else selected(pixels, dx)", "dx"),
+    Fault(
+        "_stencil/_term_means.py", "selected(layout.inside(list(map(fold, first.sizes)), folded, 0), folded)", "folded"
+    ),
     Fault("_stencil/_term_means.py", "functools.reduce(lax.mul, unstacked(windows))[", "windows[0]["),
     Fault("_linear.py", "weights = weights * windows_inside.astype(weights.dtype)", "pass"),
     Fault("_single_resolution.py", "(at >= begin) & (at < size)", "(at >= begin)"),
