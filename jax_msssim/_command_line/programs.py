@@ -32,12 +32,12 @@ class Programs:
         outline = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
         key = repr((self._name, outline, static))
         if key not in self._compiled:
-            program = jax.jit(self._function, static_argnames=tuple(static))
+
+            def compiled() -> jax.stages.Compiled:
+                return jax.jit(self._function, static_argnames=tuple(static)).lower(*outline, **static).compile()
+
             with quiet():
-                if self._folder is None:
-                    self._compiled[key] = program.lower(*outline, **static).compile()
-                else:
-                    self._compiled[key] = _kept(program, outline, static, self._folder, key)
+                self._compiled[key] = compiled() if self._folder is None else _kept(compiled, self._folder, key)
         return self._compiled[key](*arrays)
 
 
@@ -48,6 +48,7 @@ def cache_folder() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
+    # Programs for other platforms were not tried.
     if not os.access(folder, os.W_OK) or jax.default_backend() != "cpu":
         return None
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
@@ -71,16 +72,17 @@ def quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _kept(program, outline, static, folder: Path, key: str) -> Callable[..., jax.Array]:
+def _kept(compiled: Callable[[], jax.stages.Compiled], folder: Path, key: str) -> jax.stages.Compiled:
+    """The program of this key in the folder, or what ``compiled`` returns, which is then kept there."""
     instructions = platform.machine(), np.show_config(mode="dicts").get("SIMD Extensions")
     versions = __version__, jax.__version__, jax.dtypes.canonicalize_dtype("float64").name, instructions
     file = folder / f"{hashlib.sha256(repr((versions, key)).encode()).hexdigest()}.program"
     with contextlib.suppress(Exception):  # not there, or damaged
         parts = pickle.loads(file.read_bytes())
         return serialize_executable.deserialize_and_load(*parts, execution_devices=jax.devices()[:1])
-    compiled = program.lower(*outline, **static).compile()
+    made = compiled()
     part = file.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):  # a full disk, say
-        part.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
+        part.write_bytes(pickle.dumps(serialize_executable.serialize(made)))
         part.replace(file)
-    return compiled
+    return made
