@@ -21,13 +21,11 @@ METADATA = {
 TIMEOUT = 600  # seconds for one cell
 
 # Smaller sizes, after the first cell.
-FAST_TO_COMPILE = 'jax.config.update("jax_disable_most_optimizations", True)\n'
 QUICK = {
-    "01_quickstart": FAST_TO_COMPILE + "BISECTIONS = 12",
-    "02_train_with_ms_ssim": FAST_TO_COMPILE + "STEPS, BATCH, EVALUATIONS = 12, 2, 2",
-    "03_batch_metrics": FAST_TO_COMPILE + "PICTURES, QUALITIES, BATCH = 9, (10, 80), 4",
-    "04_tpu_and_sharding": FAST_TO_COMPILE
-    + "BATCH, STEPS, REPEATS, COUNTS = jax.device_count(), 3, 1, [1]",
+    "01_quickstart": "BISECTIONS = 12",
+    "02_train_with_ms_ssim": "STEPS, BATCH, EVALUATIONS = 12, 2, 2",
+    "03_batch_metrics": "PICTURES, QUALITIES, BATCH = 9, (10, 80), 4",
+    "04_tpu_and_sharding": "BATCH, STEPS, REPEATS, COUNTS = jax.device_count(), 3, 1, [1]",
     "05_restore_by_gradient": "SIDE, FRAMES = 161, (0, 5, 20, 60)",
     "06_dists": "SIDE = 128",
 }

@@ -29,14 +29,22 @@ def implementation(request):
 
 
 # Whose slow tests compile as users do: they are about roundings, or about what XLA makes of a program.
-OPTIMISED = {"test_definition.py", "test_numerics.py", "test_stress.py", "test_structure.py", "test_gpu_programs.py"}
+OPTIMISED = {
+    f"test_{name}.py" for name in ("definition", "determinism", "numerics", "stress", "structure", "gpu_programs")
+}
 
 
 @pytest.fixture(autouse=True)
-def quick_to_compile(request):
-    """LLVM's optimisations take half the time of a slow test; the quick ones, which cover every function, keep them."""
+def quick_to_compile(request, monkeypatch):
+    """LLVM's optimisations take half the time of a test: those about formulas do without, in float64 and slow ones.
+
+    The quick tests in float32, which cover every function, keep them. Processes that a test starts do as it does.
+    """
     slow = request.node.get_closest_marker("slow") and request.path.name not in OPTIMISED
-    jax.config.update("jax_disable_most_optimizations", bool(slow))
+    formula = "x64" in request.fixturenames
+    without = bool(slow or formula)
+    jax.config.update("jax_disable_most_optimizations", without)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(without))
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ FUNCTIONS = SINGLE_SCALE | SINGLE_RESOLUTION | POWER_LAWS | {"ms_ssim_terms": {"
 ARITHMETIC = ("ssim_loss", "dssim_loss", "ms_ssim_db", "ms_ssim_loss", "log_ms_ssim_loss")
 # One of each kind, for tests that are slow; the others are a line of arithmetic away from one of them.
 KINDS = ("ssim", "ssim_map", "ssim_l1_loss", "single_resolution", "ms_ssim_loss", "ms_ssim_terms")
-OTHERS = tuple(name for name in FUNCTIONS if name not in KINDS)
 
 # The implementation that JAX differentiates by itself is left to the slow part where a test goes through everything.
 conv_is_slow = pytest.mark.parametrize("implementation", ["stencil", pytest.param("conv", marks=pytest.mark.slow)])

@@ -38,8 +38,7 @@ def test_all_true_is_no_mask(downsample, padding, implementation):
 
 
 @conv_is_slow
-@pytest.mark.parametrize("downsample", ["edge", "floor"])
-@pytest.mark.parametrize(("height", "width"), [pytest.param(31, 26, marks=pytest.mark.slow), (24, 37)])
+@pytest.mark.parametrize(("height", "width", "downsample"), [(24, 37, "edge"), (31, 26, "floor")])
 def test_rectangle_is_its_crop(height, width, downsample, implementation, x64):
     # It starts on a multiple of 2^(scales - 1); its size is arbitrary. In float64, of numbers of order 1: what either
     # is measured from differs, and in float32 the largest gradient's 6th digit with it.
@@ -74,7 +73,10 @@ def test_ragged_batch_is_its_images_one_by_one(implementation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("implementation", "name"),
+    [("stencil", name) for name in LOSSES] + [("conv", "ms_ssim_l1_loss"), ("matmul", "ssim_l1_loss")],
+)
 def test_losses_never_see_masked_pixels(name, implementation):
     a, b = (x.astype(np.float32) for x in random_pair((3, 40, 36, 1)))
     where = np.random.default_rng(2).random(a.shape) > 0.01

@@ -1,5 +1,7 @@
 """float32 and narrower types where digits are lost: sums, nearly equal and flat images, extreme numbers, gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from images import photograph, photographs, random_pair
 
 import jax_msssim
 from jax_msssim import fit_power_factors, ms_ssim, ms_ssim_db, ms_ssim_l1_loss, ms_ssim_loss, ssim, uniform_window
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 # --- float32 against float64 --------------------------------------------------------------------------------
 
@@ -176,15 +180,15 @@ def test_narrow_types_are_computed_in_float32(types, implementation):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
-@conv_is_slow
 @pytest.mark.parametrize(
-    "options",
+    ("options", "implementation"),
     [
-        {"padding": "same", "downsample": "zero"},
-        pytest.param({"padding": "reflect", "downsample": "edge_start", "sizes": [30, 31]}, marks=pytest.mark.slow),
-        pytest.param({"downsample": "floor", "where": np.arange(31).reshape(31, 1, 1) % 9 > 0}, marks=pytest.mark.slow),
+        ({"padding": "same", "downsample": "zero"}, "stencil"),
+        slow({"padding": "reflect", "downsample": "edge_start", "sizes": [30, 31]}, "stencil"),
+        slow({"downsample": "floor", "where": np.arange(31).reshape(31, 1, 1) % 9 > 0}, "stencil"),
+        slow({"downsample": "floor"}, "conv"),
     ],
-    ids=lambda options: options["downsample"],
+    ids=lambda x: x["downsample"] if isinstance(x, dict) else x,
 )
 def test_bytes_beside_floats(options, implementation):
     options = options | {"filter_size": 5, "power_factors": (0.4, 0.6), "max_val": 255}

@@ -74,7 +74,7 @@ def test_batch(name, implementation):
     check(value_and_gradients(function_of(name, implementation=implementation)), *pair(*SHAPE))
 
 
-@pytest.mark.parametrize("name", ["ms_ssim", pytest.param("ssim_l1_loss", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ssim", pytest.param("ms_ssim", marks=pytest.mark.slow)])
 def test_blocks_of_rows(name):
     check(value_and_gradients(function_of(name)), *pair(*IN_BLOCKS))
 

@@ -13,7 +13,6 @@ from compat import enable_x64
 from functions import (
     FUNCTIONS,
     KINDS,
-    OTHERS,
     POWER_LAWS,
     POWERS,
     assert_same,
@@ -212,15 +211,16 @@ QUICK |= {"disable_jit": "ssim_loss", "donate": "ssim_loss"}
 
 def cases(transformations):
     """The table of transformations and functions; what is not quick is slow."""
-    # Every transformation goes through each kind of function and one of the others, which take turns: each of these
+    # Every transformation goes through a map, terms and a loss, and two of the others, which take turns: each of these
     # meets some transformations of values and some of derivatives.
-    turns = itertools.cycle(OTHERS)
+    always = ("ssim_map", "ms_ssim_terms", "ms_ssim_loss")
+    turns = itertools.cycle(name for name in FUNCTIONS if name not in always)
     return [
         pytest.param(
             globals()[label], name, id=f"{label}-{name}", marks=[pytest.mark.slow] * (name != QUICK.get(label))
         )
         for label in transformations.split()
-        for name in APPLY_TO.get(label) or (*KINDS, next(turns))
+        for name in APPLY_TO.get(label) or (*always, next(turns), next(turns))
     ]
 
 
