@@ -257,7 +257,7 @@ def ms_ssim_terms(
     Args:
       a, b: images of one shape ``[..., H, W, C]``, as for :func:`ms_ssim`.
       scales: number of scales, at least 1.
-      downsample: ``"edge"`` or ``"floor"``, as for :func:`ms_ssim`.
+      downsample: what happens to an axis of odd length, as for :func:`ms_ssim`.
       **options: the keyword arguments of :func:`ssim`.
 
     Returns:
@@ -301,7 +301,7 @@ def fit_power_factors(
     Args:
       spatial_shape: the sides of the images, ``(H, W)``, or ``(D, H, W)``, or ``(T,)``.
       filter_size: taps of the window, or the length of a custom one, the longest if axes differ.
-      downsample: ``"edge"`` or ``"floor"``, as for :func:`ms_ssim`.
+      downsample: what happens to an axis of odd length, as for :func:`ms_ssim`.
       power_factors: the weights to choose from, finest scale first.
 
     Returns:
