@@ -29,9 +29,7 @@ def implementation(request):
 
 
 # Whose slow tests compile as users do: they are about roundings, or about what XLA makes of a program.
-OPTIMISED = {
-    f"test_{name}.py" for name in ("definition", "determinism", "numerics", "stress", "structure", "gpu_programs")
-}
+OPTIMISED = {"definition", "determinism", "numerics", "stress", "structure", "gpu_programs"}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +38,7 @@ def quick_to_compile(request, monkeypatch):
 
     The quick tests in float32, which cover every function, keep them. Processes that a test starts do as it does.
     """
-    slow = request.node.get_closest_marker("slow") and request.path.name not in OPTIMISED
+    slow = request.node.get_closest_marker("slow") and request.path.stem.removeprefix("test_") not in OPTIMISED
     formula = "x64" in request.fixturenames
     without = bool(slow or formula)
     jax.config.update("jax_disable_most_optimizations", without)

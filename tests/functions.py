@@ -24,8 +24,15 @@ ARITHMETIC = ("ssim_loss", "dssim_loss", "ms_ssim_db", "ms_ssim_loss", "log_ms_s
 # One of each kind, for tests that are slow; the others are a line of arithmetic away from one of them.
 KINDS = ("ssim", "ssim_map", "ssim_l1_loss", "single_resolution", "ms_ssim_loss", "ms_ssim_terms")
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 # The implementation that JAX differentiates by itself is left to the slow part where a test goes through everything.
-conv_is_slow = pytest.mark.parametrize("implementation", ["stencil", pytest.param("conv", marks=pytest.mark.slow)])
+conv_is_slow = pytest.mark.parametrize("implementation", ["stencil", slow("conv")])
+
+
+def implementations(i, case):
+    """The stencil, and one of the linear blurs, which share all else: with tiles, but not thousands, by matrices."""
+    thousands = {"blocks", "signal"} <= {*case.split("-")}
+    return "stencil", "matmul" if "tiles" in case or (i % 2 and not thousands) else "conv"
 
 
 def function_of(name, **options):

@@ -133,7 +133,7 @@ def test_two_images(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["IMAGEMAGICK", "SKIMAGE", "TORCHMETRICS_SIMPLE"])
+@pytest.mark.parametrize("name", conventions.ALL)
 def test_conventions(name, command):
     convention = conventions.ALL[name]
     a, b = save("a.png", crop(181, 177)), save("b.jpg", crop(181, 177), quality=20)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from functions import ARITHMETIC, assert_same, total
+from functions import ARITHMETIC, assert_same, implementations, total
 from images import random_pair
 from strategies import FEW, MANY, drawn, for_all, holes, limit
 
@@ -154,11 +154,6 @@ def unlike_pairs(case):
 RTOL = 1e-12
 
 
-def implementations(i, case):
-    """The stencil, and one of the linear blurs, which share all else: with tiles, but not thousands, by matrices."""
-    return "stencil", "matmul" if "tiles" in case or (i % 2 and case != "ssim-blocks-signal") else "conv"
-
-
 def quick(i, case, kind):
     """All with the stencil, every fifth and a volume with another, but what has tiles with matrices alone."""
     both = i % 5 == 0 or case == "terms-volume"
@@ -268,6 +263,8 @@ def test_derivatives(case, x64):
     rng = np.random.default_rng(1)
     direction = tuple(rng.standard_normal(x.shape) for x in primals)
     slope = sum((x * y).sum() for x, y in zip(expected, direction, strict=True))
+    tangent = jax.jit(lambda *x: jax.jvp(function("stencil"), primals, x)[1])(*direction)
+    np.testing.assert_allclose(tangent, slope, 1e-9)
     conv = jax.jit(function("conv"))
     low, high = (conv(*(x + h * y for x, y in zip(primals, direction, strict=True))) for h in (-1e-6, 1e-6))
     # A central difference of step h = 1e-6 is off by 1e-16 / h of a value of order 1, and by h^2.

@@ -1,20 +1,16 @@
 """float32 and narrower types where digits are lost: sums, nearly equal and flat images, extreme numbers, gradients."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
 from compat import enable_x64
-from functions import conv_is_slow
+from functions import conv_is_slow, slow
 from images import photograph, photographs, random_pair
 
 import jax_msssim
 from jax_msssim import fit_power_factors, ms_ssim, ms_ssim_db, ms_ssim_l1_loss, ms_ssim_loss, ssim, uniform_window
-
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 # --- float32 against float64 --------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from functions import assert_same, function_of, pair, total
+from functions import assert_same, function_of, pair, slow, total
 from images import random_pair
 from jax.sharding import AxisType, NamedSharding
 from test_other_platforms import program_of
@@ -45,7 +45,6 @@ def compiled(function, *arrays, **options):
 CUT = {"space": 4}
 EVEN = ((0.1, 0.4, 0.3, 0.2), (0.05, 0.3, 0.4, 0.15, 0.1))
 quick = pytest.param
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 CASES = [
     # function, its options, shape of the images, mesh, how they lie on it, and arrays of options
     quick("ssim", {"filter_size": 5, "padding": "same"}, (2, 32, 20, 2), CUT, LINES, {}, id="zeros around"),

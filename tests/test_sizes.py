@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from functions import ARITHMETIC, assert_same, conv_is_slow, pair, total
+from functions import ARITHMETIC, assert_same, conv_is_slow, implementations, pair, slow, total
 from images import photographs, random_pair
 from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
@@ -99,7 +99,7 @@ def by_definition(function, a, b, filter_size=None, **options):
 def quick_and_slow(quick, every):
     """Cells of a case and an implementation."""
     assert {*quick} <= {*every}
-    return [pytest.param(*cell, id="-".join(cell), marks=[pytest.mark.slow] * (cell not in quick)) for cell in every]
+    return [(pytest.param if cell in quick else slow)(*cell, id="-".join(cell)) for cell in every]
 
 
 # Both sides compute in float64; sums of a few hundred numbers round by 1e-14.
@@ -107,7 +107,7 @@ RTOL = 1e-12
 VALUES = [
     (name, kind)
     for i, name in enumerate(CASES)
-    for kind in ("stencil", "matmul" if "tiles" in name or (i % 2 and name != "signal-blocks") else "conv")
+    for kind in implementations(i, name)
     if kind == "stencil" or CASES[name][0] not in ARITHMETIC
 ]
 # A line of arithmetic does not know of sizes.
@@ -168,8 +168,9 @@ FEW_LARGE = [(86, 95), (91, 88), (96, 96)]  # in blocks of rows
     ("implementation", "function", "options"),
     [
         ("stencil", "ms_ssim", {"power_factors": (0.3, 0.3, 0.4)}),
-        pytest.param("conv", "ms_ssim", {"power_factors": (0.3, 0.3, 0.4)}, marks=pytest.mark.slow),
-        *(pytest.param(kind, "ssim", {}, marks=pytest.mark.slow) for kind in ("stencil", "matmul")),
+        slow("conv", "ms_ssim", {"power_factors": (0.3, 0.3, 0.4)}),
+        slow("stencil", "ssim", {}),
+        slow("matmul", "ssim", {}),
     ],
 )
 def test_float32(implementation, function, options):
@@ -211,6 +212,7 @@ def test_transformations():
     a, b = pair(3, 9, 10, 1)
     expected = sized(a, b, TRACED)
     assert_same(jax.vmap(sized)(a, b, TRACED), expected, 2e-6)
+    assert_same(jax.vmap(sized, (0, 1, 0))(a, jnp.moveaxis(b, 0, 1), TRACED), expected, 2e-6)
     each = jax.lax.scan(lambda carry, x: (carry, sized(*x)), 0, (a, b, TRACED))[1]
     assert_same(each, expected, 2e-6)
     of_sizes = jax.vmap(lambda s: sized(a, b, s))(np.stack([TRACED, TRACED[::-1]]))

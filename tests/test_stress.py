@@ -50,7 +50,8 @@ def test_hard_pairs(function, dtype, side, implementation):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("convention", "function"),
-    [("TORCHMETRICS", "ssim"), *((name, "ms_ssim") for name in ("MATLAB", "TORCHMETRICS", "PIQ"))],
+    [(name, "ssim") for name in ("MATLAB", "TORCHMETRICS")]
+    + [(name, "ms_ssim") for name in ("MATLAB", "PYTORCH_MSSSIM", "TORCHMETRICS", "PIQ", "MONAI")],
 )
 def test_float64_of_the_page(convention, function, x64):
     # The page shows distances to it, of 1e-9 at least. Relative rounding, 1e-16, times the 1e4 that black against white
